@@ -1,0 +1,142 @@
+"""Make data/sample: small stand-ins for the course's files, so that every script runs at once.
+
+    python data/make_sample.py
+
+Everything is invented here, by numpy and templates; nothing is cut from the course's data.
+The same bytes come out on every run. Results on these files say only that the scripts work.
+"""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+SAMPLE = Path(__file__).with_name("sample")
+
+PLACES = "Arvenport Belmora Castrel Dunholt Eskavar Fenwick Galdana Harrowby Istria Jorvale".split()
+PEOPLE = "Adler Brandt Castell Dorne Ekberg Farrow Grell Hallam Imber Jessop Kestrel Lorne".split()
+FIRMS = "Axiom Bluepeak Corvid Deltaform Everline Foxglove Gridstone Hexalon".split()
+TEAMS = "Badgers Comets Drakes Falcons Gulls Herons Jackals Lynxes".split()
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+AGENCIES = ["(AP)", "(Reuters)", "(AFP)", ""]
+WORDS = dict(place=PLACES, person=PEOPLE, firm=FIRMS, team=TEAMS, day=DAYS)
+
+# Category -> (titles, sentences). A brace is filled from WORDS, {n} by a number.
+NEWS = {
+    1: (  # World
+        """{place} leaders meet for peace talks
+        Protest in {place} turns violent
+        {person} sworn in as president of {place}
+        Rebels seize border town near {place}
+        {place} votes in disputed election
+        Flood leaves {n} homeless in {place}
+        {place} minister #39;s convoy attacked
+        UN envoy {person} visits {place}""",
+        """The foreign minister of {place} said on {day} that the ceasefire would hold.
+        At least {n} people were killed when a bomb exploded in {place}, police said.
+        Voters in {place} go to the polls on {day} after months of unrest.
+        Aid workers reached {place} on {day}, {n} days after the earthquake.
+        President {person} rejected a call by the United Nations to withdraw troops from {place}.
+        Thousands marched through {place} against the new government.
+        Soldiers freed {n} hostages held by militants, the army of {place} said.
+        The parliament of {place} passed the law by {n} votes.""",
+    ),
+    2: (  # Sports
+        """{team} beat {team} in overtime
+        {person} scores twice as {team} win
+        Injury keeps {person} out of {team} line-up
+        {team} #39; coach {person} resigns
+        {person} takes gold in {place}
+        {team} sign {person} for {n} games
+        Late goal sinks {team}
+        {person} leads {place} Open after {n} holes""",
+        """{person} scored {n} points and the {team} beat the {team} on {day} night.
+        The {team} ended a losing streak of {n} games with a victory over {place}.
+        Coach {person} said his quarterback would miss the season with a knee injury.
+        {person} won the {place} marathon on {day} in a record time.
+        The {team} take on the {team} in the final of the cup on {day}.
+        A penalty in the {n}th minute gave the {team} the title.
+        {person} hit a home run in the ninth inning as the {team} swept {place}.
+        The league fined {person} for a foul in the match against {place}.""",
+    ),
+    3: (  # Business
+        """{firm} profit rises {n} percent
+        {firm} to buy {firm} for \\${n} million
+        Oil prices climb above \\${n} a barrel
+        Shares of {firm} fall on weak sales
+        {firm} #39;s chief executive {person} steps down
+        {place} central bank raises rates
+        {firm} cuts {n} jobs
+        Stocks open lower on {day}""",
+        """{firm} said on {day} its quarterly profit rose {n} percent on strong sales.
+        Shares in {firm} fell after the company cut its forecast for the year.
+        The dollar slipped on {day} as investors waited for data on jobs.
+        {firm} agreed to buy its rival {firm} in a deal worth \\${n} million.
+        Oil prices rose on fears over supply from {place}, traders said.
+        {person}, the chairman of {firm}, denied that the firm would file for bankruptcy.
+        Consumer spending in {place} grew by {n} percent, the bank said.
+        Regulators in {place} opened an inquiry into the accounts of {firm}.""",
+    ),
+    4: (  # Sci/Tech
+        """{firm} unveils &lt;b&gt;new&lt;/b&gt; music player
+        Virus spreads through {firm} software
+        Scientists find water near {place}
+        {firm} patches {n} security holes
+        Probe sends pictures of Saturn moon
+        {firm} quot;smart quot; phone goes on sale
+        {person} develops faster chip
+        Fossil found in {place} is {n} million years old""",
+        """{firm} released an update to its browser on {day} that fixes {n} security holes.
+        Researchers led by {person} have found a gene that lets mice live longer.
+        The spacecraft entered orbit on {day} and sent {n} images to Earth.
+        A worm that spreads by e-mail has infected computers in {place}.
+        {firm} will sell a notebook with a wireless chip for \\${n}.
+        Astronomers at {place} observatory have seen a planet around a distant star.
+        The open source version of the {firm} server will run on Linux, developers said.
+        Internet users in {place} can now search for video, {firm} said.""",
+    ),
+}
+
+
+def make_news(rng, rows):
+    """[(category, title, content)], classes in turn, then shuffled."""
+
+    def fill(template):
+        while "{" in template:
+            name = template[template.index("{") + 1 : template.index("}")]
+            word = str(rng.integers(2, 90)) if name == "n" else rng.choice(WORDS[name])
+            template = template.replace("{" + name + "}", word, 1)
+        return template
+
+    def lines(text):
+        return [line.strip() for line in text.splitlines()]
+
+    news = []
+    for i in range(rows):
+        category = i % 4 + 1
+        titles, sentences = (lines(part) for part in NEWS[category])
+        # One text in eight carries a sentence of another class, as real news does.
+        other = lines(NEWS[int(rng.integers(1, 5))][1]) if rng.random() < 0.125 else sentences
+        agency = rng.choice(AGENCIES)
+        title = f"{fill(rng.choice(titles))} {agency}".strip()
+        content = f"{fill(rng.choice(other))} {fill(rng.choice(sentences))}"
+        news.append((category, title, f"{agency.strip('()')} - {content}" if agency else content))
+    return [news[i] for i in rng.permutation(rows)]
+
+
+def write_csv(name, heading, rows):
+    """With a byte-order mark, as the course's files have."""
+    with open(SAMPLE / name, "w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([heading, *rows])
+
+
+def main():
+    SAMPLE.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    train, test = make_news(rng, 480), make_news(rng, 96)
+    write_csv("train.csv", ("Id", "Category", "Title", "Description"), [(i, *row) for i, row in enumerate(train, 1)])
+    write_csv("test.csv", ("Id", "Title", "Description"), [(i, *row[1:]) for i, row in enumerate(test, 1)])
+
+
+if __name__ == "__main__":
+    main()

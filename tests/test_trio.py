@@ -1,0 +1,78 @@
+"""What the scripts have in common: self-contained, alike where they do the same, made by nobody's framework."""
+
+import ast
+import itertools
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from conftest import ROOT, SAMPLE, run_script
+
+SCRIPTS = sorted(ROOT.glob("0123456_*.py"))
+ALLOWED = {"torch", "numpy", "pandas", "nltk", "matplotlib", "PIL", "tqdm"}
+SECTIONS = ["settings", "run helpers", "data", "model", "loss and training", "evaluation", "figures", "main"]
+# Functions that two scripts both have and that must differ, and why.
+DIFFERENT = {
+    "main": "each does its own job",
+    "load_checkpoint": "the classifier's model.pt holds a model for each fold",
+    "draw_curves": "accuracy by fold, or the terms of the ELBO",
+}
+
+
+def definitions(path):
+    source = path.read_text()
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    return {node.name: ast.get_source_segment(source, node) for node in nodes}
+
+
+def test_what_two_scripts_both_define_is_the_same():
+    for one, two in itertools.combinations(SCRIPTS, 2):
+        a, b = definitions(one), definitions(two)
+        for name in (a.keys() & b.keys()) - DIFFERENT.keys():
+            assert a[name] == b[name], f"{name} differs between {one.name} and {two.name}"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+class TestEachScript:
+    def test_imports_only_the_listed_packages(self, path):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module.split(".")[0])
+        assert names <= ALLOWED | set(sys.stdlib_module_names)
+
+    def test_uses_no_forbidden_layer(self, path):
+        attributes = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        assert not {name for name in attributes if name.startswith("Transformer") or name == "MultiheadAttention"}
+        assert "scaled_dot_product_attention" not in attributes
+
+    def test_sections_stand_in_order(self, path):
+        lines = [line for line in path.read_text().splitlines() if line.startswith("# ----")]
+        assert [line.lstrip("# -") for line in lines] == SECTIONS
+
+    def test_help_shows_defaults(self, path, tmp_path):
+        process = run_script(path, "--help", cwd=tmp_path)
+        assert process.returncode == 0 and "(default: 0)" in process.stdout and "--dry-run" in process.stdout
+        assert not list(tmp_path.iterdir())
+
+    def test_dry_run_on_the_sample(self, path, tmp_path):
+        process = run_script(path, "--dry-run", "--data", SAMPLE, "--out", "out", cwd=tmp_path)
+        assert process.returncode == 0, process.stderr
+        assert {"metrics.json", "model.pt", "curves.png"} <= {file.name for file in (tmp_path / "out").iterdir()}
+
+
+def test_sample_is_what_its_maker_makes(tmp_path):
+    (tmp_path / "make_sample.py").write_bytes((ROOT / "data" / "make_sample.py").read_bytes())
+    subprocess.run([sys.executable, "make_sample.py"], cwd=tmp_path, check=True)
+    made = {path.name: path.read_bytes() for path in (tmp_path / "sample").iterdir()}
+    assert made == {path.name: path.read_bytes() for path in SAMPLE.iterdir()}
+
+
+def test_hand_in_can_be_zipped(tmp_path):
+    files = [str(path) for path in SCRIPTS]
+    subprocess.run([sys.executable, "-m", "zipfile", "-c", tmp_path / "hw2.zip", *files], check=True)
+    with zipfile.ZipFile(tmp_path / "hw2.zip") as archive:
+        assert archive.namelist() == [path.name for path in SCRIPTS]
