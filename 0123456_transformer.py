@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
 
 PAD, UNK = 0, 1  # token ids of <pad> and <unk>
 TOKENIZERS = dict(
@@ -162,13 +163,13 @@ def load_resume(config, data):
     return checkpoint
 
 
-def write_metrics(config, argv, device, metrics):
-    """Write metrics.json: the figures, and what it takes to get them again. Returns it."""
+def write_metrics(config, argv, device, metrics, started):
+    """Write metrics.json: the figures, the seconds since `started`, and what it takes to get them again."""
     versions = dict(python=sys.version.split()[0], torch=torch.__version__, numpy=np.__version__)
     argv = sys.argv[1:] if argv is None else list(argv)
     metrics |= dict(argv=argv, config=asdict(config), seed=config.seed, device=str(device), versions=versions)
+    metrics["wall_seconds"] = time.perf_counter() - started
     write_whole(Path(config.out) / "metrics.json", lambda f: f.write(json.dumps(metrics, indent=1).encode()))
-    return metrics
 
 
 def new_figure(width, height, title=None):
@@ -240,8 +241,7 @@ def load_news(config):
     classes = sorted(counts, key=int if all(label.isdecimal() for label in counts) else None)
     check(len(classes) > 1, f"one class only ({classes[0]}) at {path}: at least two are needed")
     rare, n = counts.most_common()[-1]
-    rows = f"label {rare} in {n} rows, fewer than --folds {config.folds}, at {path}"
-    check(n >= config.folds, f"{rows}: correct it, add rows or take fewer folds")
+    check(n >= config.folds, f"label {rare} in {n} rows at {path}: correct it, add rows, or take at most {n} --folds")
     tokenizer = getattr(tokenize, TOKENIZERS[config.tokenizer] + "Tokenizer")()
 
     def tokens(table):
@@ -430,22 +430,20 @@ def train_epoch(config, model, optimizer, tokens, labels, epoch):
 
 def train_folds(config, news, fold_of, vectors, device):
     """Train a model a fold, with a checkpoint each epoch. Returns what model.pt holds: config, classes, and
-    each fold's vocabulary, weights and history, [training loss, accuracy, held-out loss, accuracy] an epoch.
+    each fold's vocabulary, width, weights and history, [training loss, accuracy, held-out loss, accuracy] an epoch.
 
     The weights are the average over the last third of the epochs (Izmailov et al. 2018); no epoch is chosen
     by its held-out figures, which would flatter them.
     """
-    from tqdm import tqdm
-
     checkpoint = load_resume(config, repr((news, sorted(vectors))).encode())
     started = time.perf_counter() - checkpoint.get("seconds", 0.0)
     folds, labels = checkpoint.setdefault("folds", []), news.labels.to(device)
+    width = len(next(iter(vectors.values()))) if vectors else None  # of the pretrained vectors
     bar = tqdm(total=config.folds * config.epochs, unit="epoch", disable=None)
     for fold in range(len(folds), config.folds):
         seed_everything(config.seed, fold)
         inside, held = (fold_of != fold).nonzero()[:, 0], (fold_of == fold).nonzero()[:, 0]
         vocabulary = build_vocabulary([news.train[i] for i in inside], config.min_count, vectors)
-        width = len(next(iter(vectors.values()))) if vectors else None
         model = TransformerClassifier(config, vocabulary, len(news.classes), width)
         for word, vector in vectors.items():
             model.embedding.weight.data[vocabulary[word]] = torch.from_numpy(vector)
@@ -467,7 +465,7 @@ def train_folds(config, news, fold_of, vectors, device):
             state = (epoch + 1, history, model.state_dict(), average.state_dict(), optimizer.state_dict())
             if epoch + 1 == config.epochs:
                 state, weights = None, average.module.state_dict()
-                folds.append(dict(vocabulary=list(vocabulary), weights=weights, history=history))
+                folds.append(dict(vocabulary=list(vocabulary), width=width, weights=weights, history=history))
             checkpoint.update(state=state, seconds=time.perf_counter() - started)
             write_whole(Path(config.out) / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
             bar.update()
@@ -479,9 +477,8 @@ def load_checkpoint(path, device="cpu"):
     saved = load_torch(path)
     config, models = Config(**saved["config"]), []
     for fold in saved["folds"]:
-        width = fold["weights"]["embedding.weight"].size(1) if "project.weight" in fold["weights"] else None
         vocabulary = {word: i for i, word in enumerate(fold["vocabulary"])}
-        models.append(TransformerClassifier(config, vocabulary, len(saved["classes"]), width))
+        models.append(TransformerClassifier(config, vocabulary, len(saved["classes"]), fold["width"]))
         models[-1].load_state_dict(fold["weights"])
     return [model.to(device).eval() for model in models], config
 
@@ -575,8 +572,8 @@ def draw_attention(model, news, probabilities, held, path):
         words = news.train[row]
         tokens = encode([words], model.vocabulary).to(model.position.device)
         maps, ticks = model(tokens, return_attention=True)[1][-1][0].cpu(), range(len(words))
-        names = (news.classes[news.labels[row]], news.classes[guess[row]])
-        part.suptitle(f"true {names[0]}, predicted {names[1]} ({confidence[row]:.0%})", fontsize=10)
+        true, predicted = (news.classes[k[row]] for k in (news.labels, guess))
+        part.suptitle(f"true {true}, predicted {predicted} ({confidence[row]:.0%})", fontsize=10)
         upper, lower = part.subfigures(2, height_ratios=(4, 1))
         for head, (axis, weights) in enumerate(zip(np.atleast_1d(upper.subplots(1, len(maps))), maps, strict=True)):
             axis.imshow(weights, vmin=0)
@@ -597,7 +594,7 @@ def draw_attention(model, news, probabilities, held, path):
 
 def main(argv=None):
     """Train, predict, evaluate, draw; returns what it writes to metrics.json. Raises UserError."""
-    config = parse_args(argv)
+    started, config = time.perf_counter(), parse_args(argv)
     heads = f"--d-model {config.d_model} is no multiple of the heads at --nhead {config.nhead}"
     check(config.d_model % config.nhead == 0, f"{heads}: change either")
     config.epochs = 1 if config.dry_run else config.epochs
@@ -629,10 +626,10 @@ def main(argv=None):
     draw_curves(histories, out / "curves.png")
     draw_confusion(metrics, news.classes, out / "confusion.png")
     draw_attention(models[0], news, oof, fold_of == 0, out / "attention.png")
-    write_metrics(config, argv, device, metrics)
+    write_metrics(config, argv, device, metrics, started)
 
-    interval = f"95%: {metrics['oof_accuracy_low']:.4f} to {metrics['oof_accuracy_high']:.4f}"
-    print(f"out-of-fold accuracy  {metrics['oof_accuracy']:.4f} ({interval})")
+    low, p, high = (metrics[f"oof_accuracy{end}"] for end in ("_low", "", "_high"))
+    print(f"out-of-fold accuracy  {p:.4f} (95%: {low:.4f} to {high:.4f})")
     print(f"training time         {metrics['train_seconds']:.0f} s on {device}")
     print(f"for Kaggle            {config.submission}")
     print(f"figures and pictures  {out}")

@@ -53,6 +53,19 @@ class TestEachScript:
         lines = [line for line in path.read_text().splitlines() if line.startswith("# ----")]
         assert [line.lstrip("# -") for line in lines] == SECTIONS
 
+    def test_is_short_enough_to_read(self, path):
+        """At most 450 lines of code: blank lines, comments and docstrings are the reader's help, not his burden."""
+        source = path.read_text()
+        documented = (ast.Module, ast.FunctionDef, ast.ClassDef)
+        docstrings = {
+            line
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, documented) and ast.get_docstring(node) is not None
+            for line in range(node.body[0].lineno, node.body[0].end_lineno + 1)
+        }
+        lines = [line.strip() for i, line in enumerate(source.splitlines(), 1) if i not in docstrings]
+        assert len([line for line in lines if line and not line.startswith("#")]) <= 450
+
     def test_help_shows_defaults(self, path, tmp_path):
         process = run_script(path, "--help", cwd=tmp_path)
         assert process.returncode == 0 and "(default: 0)" in process.stdout and "--dry-run" in process.stdout
