@@ -2,6 +2,8 @@
 
 import ast
 import itertools
+import json
+import statistics
 import subprocess
 import sys
 import zipfile
@@ -89,3 +91,19 @@ def test_hand_in_can_be_zipped(tmp_path):
     subprocess.run([sys.executable, "-m", "zipfile", "-c", tmp_path / "hw2.zip", *files], check=True)
     with zipfile.ZipFile(tmp_path / "hw2.zip") as archive:
         assert archive.namelist() == [path.name for path in SCRIPTS]
+
+
+def test_readme_quotes_the_results():
+    """Every figure of README's table stands in report/results, rounded."""
+    results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "report" / "results").glob("*.json")}
+    readme = (ROOT / "README.md").read_text()
+    for name in ("transformer", "transformer_scratch"):
+        oof = [results[run]["oof_accuracy"] for run in (name, f"{name}_seed1", f"{name}_seed2")]
+        assert f"| {statistics.mean(oof):.4f} ± {statistics.stdev(oof):.4f} |" in readme
+    for rival in ("tf_idf_logistic_regression", "complement_naive_bayes"):
+        assert f"| {results['tf_idf'][rival]['mean']:.4f} ± {results['tf_idf'][rival]['std']:.4f} |" in readme
+    run = results["transformer"]
+    assert f"{run['deletion_attended_changed']:.1%}" in readme and f"{run['deletion_random_changed']:.1%}" in readme
+    assert f"{run['deletion_attended_fall']:.3f}" in readme and f"{run['deletion_random_fall']:.3f}" in readme
+    assert f"{run['wall_seconds']:.0f} seconds" in readme
+    assert f"({run['oof_accuracy_low']:.4f} to {run['oof_accuracy_high']:.4f})" in readme
