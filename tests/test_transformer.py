@@ -249,7 +249,7 @@ def test_broken_vectors(tmp_path, text):
 
 def test_held_out_rows_teach_nothing(tmp_path):
     """Other words and labels in the rows that a fold model must not see leave its weights as they were."""
-    config = T.Config(out=str(tmp_path), d_model=8, nhead=2, d_hid=8, folds=2, epochs=1, embeddings="none", seed=1)
+    config = T.Config(out=str(tmp_path), d_model=8, nhead=2, d_hid=8, folds=2, epochs=1, lr=1e-3)
     news = T.load_news(T.Config(data=str(SAMPLE)))
     fold_of = T.assign_folds(news.labels, 2, 0)
     labels, train = news.labels.clone(), list(news.train)
