@@ -27,6 +27,11 @@ def transformer():
     return load("transformer")
 
 
+@pytest.fixture(scope="session")
+def vae_mnist():
+    return load("vae_mnist")
+
+
 def run_script(script, *argv, cwd):
     """Run a script with the given arguments; returns the finished process, its output as text."""
     command = [sys.executable, str(script), *map(str, argv)]

@@ -18,6 +18,8 @@ SECTIONS = ["settings", "run helpers", "data", "model", "loss and training", "ev
 DIFFERENT = {
     "main": "each does its own job",
     "load_checkpoint": "the classifier's model.pt holds a model for each fold",
+    "evaluate": "accuracy of predictions, or the terms of the ELBO",
+    "train_epoch": "classifies batches of texts, or reconstructs images",
     "draw_curves": "accuracy by fold, or the terms of the ELBO",
 }
 

@@ -1,0 +1,305 @@
+import json
+import math
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SAMPLE, error_line, run_script
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+SCRIPT = ROOT / "0123456_vae_mnist.py"
+SMALL = ["--epochs", "3", "--latent-dim", "4", "--batch-size", "256", "--data", SAMPLE]
+PICTURES = {f"{name}.png" for name in ("curves", "reconstructions", "samples", "interpolation", "posterior")}
+V = None  # the script, as a module
+
+
+@pytest.fixture(scope="session", autouse=True)
+def script(vae_mnist):
+    global V
+    V = vae_mnist
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Few importance samples, to save time where they are not what is tested."""
+    monkeypatch.setattr(V.evaluate, "__defaults__", (10, 20))
+
+
+def small_vae(latent_dim=3):
+    torch.manual_seed(0)
+    return V.VAE(latent_dim).eval()
+
+
+def digits(n=6):
+    return (torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+
+
+# ------------------------------------------------------------------------------------------- loss and model
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 10**6))
+def test_kl_is_torchs(batch, dimensions, seed):
+    mean, logvar = torch.randn(2, batch, dimensions, generator=torch.Generator().manual_seed(seed)).double()
+    ours = V.kl_divergence(mean, logvar)
+    theirs = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(torch.zeros_like(mean), 1.0))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_kl_by_hand():
+    mean, logvar = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0.0, 0.0, math.log(4)]])
+    torch.testing.assert_close(V.kl_divergence(mean, logvar), torch.tensor([[0, 0.5, (4 - 1 - math.log(4)) / 2]]))
+
+
+def test_reconstruction_is_torchs_and_summed_over_pixels():
+    logits, x = torch.randn(6, 1, 28, 28), digits()
+    theirs = -Bernoulli(logits=logits).log_prob(x).sum((1, 2, 3))
+    torch.testing.assert_close(V.reconstruction_loss(logits, x), theirs)
+    half = V.reconstruction_loss(torch.zeros(6, 1, 28, 28), x)
+    torch.testing.assert_close(half, torch.full((6,), 784 * math.log(2)))
+
+
+def test_elbo_does_not_depend_on_the_batch():
+    """The commonest bug divides the KL term, but not the reconstruction, by the batch."""
+    model, images = small_vae(), (digits(1) * 255).to(torch.uint8)
+    model.reparameterize = lambda mean, logvar: mean
+    one, many = V.terms(model, images), V.terms(model, images.expand(9, -1, -1, -1))
+    assert one[0] == pytest.approx(many[0], rel=1e-4) and one[1].tolist() == pytest.approx(many[1].tolist(), rel=1e-4)
+
+
+def test_interface():
+    model, x = small_vae(), digits()
+    decoded, mean, logvar = model(x)
+    assert decoded.shape == x.shape and mean.shape == logvar.shape == (6, 3)
+    assert model.decode(mean).shape == x.shape
+
+
+def test_reparameterized_samples_have_the_posteriors_moments():
+    mean, logvar = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.0, math.log(9)]])
+    z = small_vae().reparameterize(mean.expand(40000, 2), logvar.expand(40000, 2))
+    torch.testing.assert_close(z.mean(0), mean[0], atol=0.06, rtol=0)
+    torch.testing.assert_close(z.var(0), logvar.exp()[0], atol=0.25, rtol=0)
+
+
+def test_logvar_is_bounded():
+    model = small_vae()
+    model.encoder[-1].bias.data.fill_(1e6)
+    mean, logvar = model.encode(digits())
+    assert logvar.max() == V.LOGVAR_BOUND and V.kl_divergence(mean, logvar).isfinite().all()
+
+
+def test_importance_weighted_bound_is_exact_where_the_posterior_is():
+    """A decoder that ignores z, and an encoder that says N(0, 1): every weight is p(x)."""
+    model, x = small_vae(), digits()
+    for part in (model.encoder[-1], model.decoder[0]):
+        part.weight.data.zero_()
+    model.encoder[-1].bias.data.zero_()
+    nll = V.reconstruction_loss(model.decode(torch.zeros(6, 3)), x).mean().item()
+    assert V.importance_weighted_nll(model, (x * 255).to(torch.uint8), 7) == pytest.approx(nll, rel=1e-5)
+
+
+def test_importance_weighted_bound_is_the_integral():
+    """One latent dimension: the bound of many samples against p(x) integrated on a grid."""
+    model, x = small_vae(1), digits(2)
+    model.decoder[0].weight.data.mul_(5)
+    z = torch.linspace(-8, 8, 4001)[:, None]
+    log_joint = torch.stack([-V.reconstruction_loss(model.decode(z), image.expand(4001, 1, 28, 28)) for image in x])
+    log_joint = log_joint + Normal(0.0, 1.0).log_prob(z)[:, 0]
+    exact = -(log_joint.logsumexp(1) + math.log(16 / 4000)).mean().item()
+    assert V.importance_weighted_nll(model, (x * 255).to(torch.uint8), 2000) == pytest.approx(exact, abs=0.05)
+
+
+# ------------------------------------------------------------------------------------------------------ data
+
+
+def test_split_is_fixed_and_disjoint():
+    images = torch.arange(1000).to(torch.int32)[:, None, None, None].expand(1000, 1, 28, 28)
+    torch.manual_seed(1)
+    parts = V.split(images)
+    torch.manual_seed(2)
+    again = V.split(images)
+    assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
+    assert [len(part) for part in parts] == [850, 50, 100]
+    assert sorted(torch.cat(parts)[:, 0, 0, 0].tolist()) == list(range(1000))
+
+
+def test_shift_moves_by_at_most_a_pixel():
+    image = torch.zeros(300, 1, 28, 28)
+    image[:, :, 10, 20] = 1
+    moved = V.shift(image).nonzero()[:, 2:]
+    assert len(moved) == 300
+    assert {tuple(place) for place in moved.tolist()} == {(r, c) for r in (9, 10, 11) for c in (19, 20, 21)}
+    corner = torch.zeros(300, 1, 28, 28)
+    corner[:, :, 0, 0] = 1
+    assert set(V.shift(corner).sum((1, 2, 3)).tolist()) == {0.0, 1.0}  # nothing comes in at the other side
+
+
+def save(folder, **arrays):
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "TibetanMNIST.npz", **arrays)
+    return V.Config(data=str(folder))
+
+
+@pytest.mark.parametrize(
+    "form", ["as it is", "zeros and ones", "floats to 1", "bools", "channel last", "channel first"]
+)
+def test_plainly_meant_images_are_accepted(tmp_path, form):
+    grey = np.load(SAMPLE / "TibetanMNIST.npz")["image"][:700]
+    binary = (grey > 127).astype(np.uint8)
+    forms = {
+        "as it is": grey,
+        "zeros and ones": binary,
+        "floats to 1": grey / 255,
+        "bools": binary.astype(bool),
+        "channel last": grey[..., None],
+        "channel first": grey[:, None],
+    }
+    images, _ = V.load_images(save(tmp_path, image=forms[form]))
+    assert images.shape == (700, 1, 28, 28) and images.dtype == torch.uint8
+    np.testing.assert_array_equal(V.binarize(images)[:, 0].numpy(), binary)
+
+
+BAD = {
+    "wrong key": dict(images=np.zeros((700, 28, 28), np.uint8)),
+    "wrong shape": dict(image=np.zeros((700, 32, 32), np.uint8)),
+    "flat": dict(image=np.zeros((700, 784), np.uint8)),
+    "too few": dict(image=np.zeros((3, 28, 28), np.uint8)),
+    "text": dict(image=np.full((700, 28, 28), "a")),
+    "pickled": dict(image=np.full((700, 28, 28), None)),
+    "NaN": dict(image=np.full((700, 28, 28), np.nan)),
+    "too bright": dict(image=np.full((700, 28, 28), 1000)),
+    "negative": dict(image=np.full((700, 28, 28), -1)),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_arrays(tmp_path, fault):
+    save(tmp_path / "course", **BAD[fault])
+    assert "TibetanMNIST.npz" in error_line(V, "--data", tmp_path / "course", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty", "no zip", "truncated", "npy", "pickle"])
+def test_bad_files(tmp_path, fault):
+    whole = (SAMPLE / "TibetanMNIST.npz").read_bytes()
+    path = tmp_path / "TibetanMNIST.npz"
+    if fault == "npy":
+        with open(path, "wb") as file:
+            np.save(file, np.zeros((700, 28, 28), np.uint8))
+    elif fault == "pickle":
+        path.write_bytes(b"cos\nmkdir\n(S'" + str(tmp_path / "exploded").encode() + b"'\ntR.")
+    elif fault != "missing":
+        path.write_bytes({"empty": b"", "no zip": b"GIF89a" * 99, "truncated": whole[: len(whole) // 2]}[fault])
+    assert "TibetanMNIST.npz" in error_line(V, "--data", tmp_path, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "argv, part",
+    [
+        ("--kl-weight -1", "--kl-weight"),
+        ("--kl-weight nan", "--kl-weight"),
+        ("--latent-dim 0", "--latent-dim"),
+        ("--latent-dim 2.5", "--latent-dim"),
+        ("--epochs 0", "--epochs"),
+        ("--batch-size 0", "--batch-size"),
+        ("--lr inf", "--lr"),
+        ("--eval-only", "model.pt"),
+        ("--lr 1e5", "loss"),
+    ],
+)
+def test_bad_options(tmp_path, argv, part):
+    assert part in error_line(V, "--data", SAMPLE, "--out", tmp_path / "out", *argv.split())
+    assert not (tmp_path / "out" / "model.pt").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a small run on the sample."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    process = run_script(SCRIPT, *SMALL, "--out", out, cwd=out.parent)
+    assert process.returncode == 0, process.stderr
+    return out
+
+
+def figures(out):
+    metrics = json.loads((out / "metrics.json").read_text())
+    return {name: value for name, value in metrics.items() if "seconds" not in name and name not in ("argv", "config")}
+
+
+def assert_same_run(one, two):
+    assert figures(one) == figures(two)
+    a, b = (torch.load(out / "model.pt", weights_only=True) for out in (one, two))
+    assert a["history"] == b["history"]
+    assert all(torch.equal(weight, b["weights"][name]) for name, weight in a["weights"].items())
+
+
+def test_run_writes_everything(finished):
+    assert {path.name for path in finished.iterdir()} == PICTURES | {"metrics.json", "model.pt", "checkpoint.pt"}
+    metrics = figures(finished)
+    parts = metrics["reconstruction_nats"] + metrics["kl_nats"]
+    assert metrics["negative_elbo_nats"] == pytest.approx(parts) == pytest.approx(-metrics["elbo_nats"])
+    assert sum(metrics["kl_per_dimension_nats"]) == pytest.approx(metrics["kl_nats"])
+    assert metrics["iw_nll_nats"] < metrics["negative_elbo_nats"] + 1
+    assert metrics["test_images"] == 200 and 0 <= metrics["active_units"] <= 4
+
+
+def test_eval_only_makes_the_same_again(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    before = figures(finished)
+    for name in PICTURES | {"metrics.json", "checkpoint.pt"}:
+        (tmp_path / "out" / name).unlink()
+    V.main([*map(str, SMALL), "--out", str(tmp_path / "out"), "--eval-only"])
+    assert figures(tmp_path / "out") == before
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= PICTURES
+
+
+def test_same_seed_same_figures(finished, tmp_path):
+    V.main([*map(str, SMALL), "--out", str(tmp_path / "same")])
+    assert_same_run(finished, tmp_path / "same")
+
+
+def test_another_seed_gives_other_figures(finished, tmp_path, brief):
+    V.main([*map(str, SMALL), "--out", str(tmp_path), "--seed", "1"])
+    assert figures(finished)["elbo_nats"] != figures(tmp_path)["elbo_nats"]
+
+
+def test_killed_and_resumed_is_the_run_left_alone(finished, tmp_path):
+    command = [sys.executable, SCRIPT, *SMALL, "--out", "out", "--resume"]
+    quiet = dict(cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    moments, checkpoint, killed = random.Random(0), tmp_path / "out" / "checkpoint.pt", 0
+    for _ in range(3):
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        process = subprocess.Popen(command, **quiet)
+        while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before):
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+    assert killed >= 2
+    assert run_script(*command[1:], cwd=tmp_path).returncode == 0
+    assert_same_run(finished, tmp_path / "out")
+
+
+def test_a_heavy_kl_collapses_by_identity(tmp_path, brief):
+    """No information in z: the decoder gives every pixel's mean, whose entropy is the reconstruction term."""
+    argv = "--kl-weight 100 --epochs 8 --batch-size 16 --latent-dim 4".split()
+    metrics = V.main(["--data", str(SAMPLE), "--out", str(tmp_path), *argv])
+    assert metrics["active_units"] == 0 and metrics["kl_nats"] < 0.1
+    assert metrics["train_reconstruction_nats"] == pytest.approx(metrics["pixel_entropy_nats"], rel=0.1)
+
+
+def test_no_kl_draws_the_aggregate(tmp_path, brief):
+    V.main([*map(str, SMALL), "--out", str(tmp_path), "--kl-weight", "0"])
+    assert (tmp_path / "samples_aggregate.png").exists()
