@@ -28,7 +28,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-LOGVAR_BOUND = 10.0  # keeps exp(logvar) finite; no trained posterior comes near it
+LOGVAR_BOUND = 10.0  # keeps exp(logvar) finite
 ACTIVE = 0.01  # a latent dimension is active if E[z|x] varies more than this over the images (Burda et al. 2016)
 
 # ------------------------------------------------------------------------------------------------------------ settings
@@ -310,7 +310,7 @@ def train(config, images, validation, device):
     """Train, with a checkpoint each epoch. Returns what model.pt holds: config, seconds, the weights of the epoch that
     was best on validation, that epoch, and the history: [reconstruction, KL, the same of validation] an epoch.
 
-    Weights are a running average of the optimizer's (decay 0.995), which generalizes better than its last step.
+    Weights are a running average of the optimizer's (decay 0.995).
     """
     checkpoint = load_resume(config, images.numpy().tobytes())
     started = time.perf_counter() - checkpoint.get("seconds", 0.0)

@@ -6,9 +6,8 @@
 The npm package carries the vectors of Pennington, Socher and Manning (2014),
 https://nlp.stanford.edu/projects/glove/ (Public Domain Dedication and License 1.0), with their
 words in order of frequency. Its rows hold the 100 numbers, then their norm and an index, which are
-left out here. Every row is divided by its own scale and rounded to int8: the rounding moves a
-vector by 0.7% of its length on average and makes the file eight times smaller than float64 text.
-The same archive gives the same bytes. Needs 4 GB of memory for a minute.
+left out here. Every row is divided by its own scale and rounded to int8; by how much of its length
+that moves a vector on average is printed at the end. The same archive gives the same bytes.
 """
 
 import json
