@@ -60,10 +60,10 @@ def test_kl_by_hand():
 
 
 def test_reconstruction_is_torchs_and_summed_over_pixels():
-    logits, x = torch.randn(6, 1, 28, 28), digits()
+    model, logits, x = small_vae(), torch.randn(6, 1, 28, 28), digits()
     theirs = -Bernoulli(logits=logits).log_prob(x).sum((1, 2, 3))
-    torch.testing.assert_close(V.reconstruction_loss(logits, x), theirs)
-    half = V.reconstruction_loss(torch.zeros(6, 1, 28, 28), x)
+    torch.testing.assert_close(model.reconstruction_loss(logits, x), theirs)
+    half = model.reconstruction_loss(torch.zeros(6, 1, 28, 28), x)
     torch.testing.assert_close(half, torch.full((6,), 784 * math.log(2)))
 
 
@@ -71,8 +71,10 @@ def test_elbo_does_not_depend_on_the_batch():
     """The commonest bug divides the KL term, but not the reconstruction, by the batch."""
     model, images = small_vae(), (digits(1) * 255).to(torch.uint8)
     model.reparameterize = lambda mean, logvar: mean
-    one, many = V.terms(model, images), V.terms(model, images.expand(9, -1, -1, -1))
-    assert one[0] == pytest.approx(many[0], rel=1e-4) and one[1].tolist() == pytest.approx(many[1].tolist(), rel=1e-4)
+    one, many = V.infer(model, images), V.infer(model, images.expand(9, -1, -1, -1))
+    assert one[0] == pytest.approx(many[0], rel=1e-4)
+    kl = [V.kl_divergence(*posterior).sum(1).mean().item() for _, *posterior in (one, many)]
+    assert kl[0] == pytest.approx(kl[1], rel=1e-4)
 
 
 def test_interface():
@@ -89,6 +91,41 @@ def test_reparameterized_samples_have_the_posteriors_moments():
     torch.testing.assert_close(z.var(0), logvar.exp()[0], atol=0.25, rtol=0)
 
 
+def test_refined_posterior_is_better_and_each_images_own():
+    model, x = small_vae(), digits()
+    with torch.inference_mode():
+        before = model.encode(x)
+        model.refine_steps = 20
+        after, alone = model.encode(x), model.encode(x[3:4])
+    for one, all_of_them in zip(alone, after, strict=True):
+        torch.testing.assert_close(one, all_of_them[3:4], atol=1e-4, rtol=1e-4)
+        assert not one.requires_grad
+    z = torch.randn(2000, 3)
+
+    def loss(mean, logvar):
+        decoded = (model.decode(m + z * (v / 2).exp()) for m, v in zip(mean, logvar, strict=True))
+        nll = [
+            model.reconstruction_loss(part, image.expand_as(part)).mean()
+            for part, image in zip(decoded, x, strict=True)
+        ]
+        return torch.stack(nll) + V.kl_divergence(mean, logvar).sum(1)
+
+    with torch.no_grad():
+        assert (loss(*after) < loss(*before)).all()
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_refinement_stays_where_the_loss_is_flat():
+    """A decoder that ignores z, a posterior that is the prior: nothing to gain by a step."""
+    model, x = small_vae(), digits()
+    for part in (model.encoder[-1], model.decoder[0]):
+        part.weight.data.zero_()
+    model.encoder[-1].bias.data.zero_()
+    model.refine_steps = 20
+    mean, logvar = model.encode(x)
+    assert mean.abs().max() < 1e-6 and logvar.abs().max() < 1e-6
+
+
 def test_logvar_is_bounded():
     model = small_vae()
     model.encoder[-1].bias.data.fill_(1e6)
@@ -102,7 +139,7 @@ def test_importance_weighted_bound_is_exact_where_the_posterior_is():
     for part in (model.encoder[-1], model.decoder[0]):
         part.weight.data.zero_()
     model.encoder[-1].bias.data.zero_()
-    nll = V.reconstruction_loss(model.decode(torch.zeros(6, 3)), x).mean().item()
+    nll = model.reconstruction_loss(model.decode(torch.zeros(6, 3)), x).mean().item()
     assert V.importance_weighted_nll(model, (x * 255).to(torch.uint8), 7) == pytest.approx(nll, rel=1e-5)
 
 
@@ -111,7 +148,7 @@ def test_importance_weighted_bound_is_the_integral():
     model, x = small_vae(1), digits(2)
     model.decoder[0].weight.data.mul_(5)
     z = torch.linspace(-8, 8, 4001)[:, None]
-    log_joint = torch.stack([-V.reconstruction_loss(model.decode(z), image.expand(4001, 1, 28, 28)) for image in x])
+    log_joint = torch.stack([-model.reconstruction_loss(model.decode(z), image.expand(4001, 1, 28, 28)) for image in x])
     log_joint = log_joint + Normal(0.0, 1.0).log_prob(z)[:, 0]
     exact = -(log_joint.logsumexp(1) + math.log(16 / 4000)).mean().item()
     assert V.importance_weighted_nll(model, (x * 255).to(torch.uint8), 2000) == pytest.approx(exact, abs=0.05)
@@ -131,15 +168,14 @@ def test_split_is_fixed_and_disjoint():
     assert sorted(torch.cat(parts)[:, 0, 0, 0].tolist()) == list(range(1000))
 
 
-def test_shift_moves_by_at_most_a_pixel():
-    image = torch.zeros(300, 1, 28, 28)
-    image[:, :, 10, 20] = 1
-    moved = V.shift(image).nonzero()[:, 2:]
-    assert len(moved) == 300
-    assert {tuple(place) for place in moved.tolist()} == {(r, c) for r in (9, 10, 11) for c in (19, 20, 21)}
-    corner = torch.zeros(300, 1, 28, 28)
-    corner[:, :, 0, 0] = 1
-    assert set(V.shift(corner).sum((1, 2, 3)).tolist()) == {0.0, 1.0}  # nothing comes in at the other side
+def test_augmentation_moves_a_little_and_fades():
+    images = V.split(V.load_images(V.Config(data=str(SAMPLE)))[0])[0][:400]
+    torch.testing.assert_close(V.augment(images, 0), images.float(), atol=0.01, rtol=0)
+    moved = V.augment(images, 1)
+    assert moved.min() >= 0 and moved.max() < 255.1
+    same = (V.to_float(moved) == V.to_float(images)).float().mean()
+    assert 0.8 < same < 0.97
+    assert (V.to_float(V.augment(images, 0.2)) == V.to_float(images)).float().mean() > same
 
 
 def save(folder, **arrays):
@@ -164,7 +200,7 @@ def test_plainly_meant_images_are_accepted(tmp_path, form):
     }
     images, _ = V.load_images(save(tmp_path, image=forms[form]))
     assert images.shape == (700, 1, 28, 28) and images.dtype == torch.uint8
-    np.testing.assert_array_equal(V.binarize(images)[:, 0].numpy(), binary)
+    np.testing.assert_array_equal(V.to_float(images)[:, 0].numpy(), binary)
 
 
 BAD = {
