@@ -6,7 +6,10 @@ Everything is invented here, by numpy, Pillow and templates; nothing is cut from
 The same bytes come out on every run. Results on these files say only that the scripts work.
 """
 
+import colorsys
 import csv
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +158,48 @@ def make_digits(rng, n):
     return images, labels
 
 
+def make_face(rng):
+    """A drawn face, RGB 64 x 64: hair, skin, eyes, mouth, each of a colour, a place and a size of its own."""
+
+    def colour(hue, saturation, value):
+        return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, saturation, value))
+
+    def ellipse(x, y, width, height, fill):
+        draw.ellipse([2 * (x - width), 2 * (y - height), 2 * (x + width), 2 * (y + height)], fill=fill)
+
+    hue, tone, eye = rng.random(), rng.uniform(0.75, 1), rng.random()
+    x, y, wide, look = rng.normal(32, 1.5), rng.normal(36, 1.5), rng.normal(17, 1.2), rng.normal(0, 1.2)
+    canvas = Image.new("RGB", (128, 128), colour(rng.random(), rng.uniform(0, 0.3), rng.uniform(0.8, 1)))
+    draw = ImageDraw.Draw(canvas)
+    hair, shade = colour(hue, 0.6, tone), colour(hue, 0.7, tone * 0.8)
+    ellipse(x, y - 4, wide + 9, 26, shade)
+    if rng.random() < 0.5:  # long hair
+        draw.rectangle([2 * (x - wide - 7), 2 * y, 2 * (x + wide + 7), 128], fill=shade)
+    draw.rectangle([2 * (x - 5), 2 * (y + 12), 2 * (x + 5), 128], fill=colour(0.07, 0.3, tone * 0.9))
+    ellipse(x, y, wide, 20, colour(0.07, rng.uniform(0.12, 0.3), tone))
+    for side in (-1, 1):
+        place = x + side * wide / 2
+        ellipse(place, y + 2, 5, 5.5, "white")
+        ellipse(place + look, y + 2.5, 3.5, 4.5, colour(eye, 0.7, 0.7))
+        ellipse(place + look, y + 3, 1.8, 2.5, "black")
+        ellipse(place + look - 1, y + 1, 1, 1, "white")
+        draw.line([2 * (place - 5), 2 * (y - 4), 2 * (place + 5), 2 * (y - 5)], fill=shade, width=3)
+    smile = rng.uniform(1, 4)
+    draw.chord([2 * (x - 4), 2 * (y + 12 - smile), 2 * (x + 4), 2 * (y + 12 + smile)], 0, 180, fill=colour(0, 0.6, 0.8))
+    fringe = [(2 * (x + wide * (i / 4 - 1)), 2 * (y - 7 - (i % 2) * rng.uniform(3, 8))) for i in range(9)]
+    draw.polygon([(2 * (x - wide - 2), 2 * (y - 24)), *fringe, (2 * (x + wide + 2), 2 * (y - 24))], fill=hair)
+    return canvas.resize((64, 64), Image.Resampling.BOX)
+
+
+def write_faces(rng, n):
+    """anime-faces.zip: n drawn faces, as PNG in the folder data, as in the course's file."""
+    with zipfile.ZipFile(SAMPLE / "anime-faces.zip", "w") as archive:
+        for i in range(n):
+            png = io.BytesIO()
+            make_face(rng).save(png, "PNG", optimize=True)
+            archive.writestr(zipfile.ZipInfo(f"data/{i + 1}.png"), png.getvalue())  # dated 1980, always
+
+
 def write_csv(name, heading, rows):
     """With a byte-order mark, as the course's files have."""
     with open(SAMPLE / name, "w", encoding="utf-8-sig", newline="") as file:
@@ -169,6 +214,7 @@ def main():
     write_csv("test.csv", ("Id", "Title", "Description"), [(i, *row[1:]) for i, row in enumerate(test, 1)])
     images, labels = make_digits(np.random.default_rng(1), 2000)
     np.savez_compressed(SAMPLE / "TibetanMNIST.npz", image=images, label=labels)
+    write_faces(np.random.default_rng(2), 1000)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,11 @@ def vae_mnist():
     return load("vae_mnist")
 
 
+@pytest.fixture(scope="session")
+def vae_anime():
+    return load("vae_anime")
+
+
 def run_script(script, *argv, cwd):
     """Run a script with the given arguments; returns the finished process, its output as text."""
     command = [sys.executable, str(script), *map(str, argv)]
