@@ -379,11 +379,15 @@ class TransformerClassifier(nn.Module):
         self.norm = nn.LayerNorm(D)
         self.classify = nn.Sequential(nn.Dropout(0.3), nn.Linear(D, classes))
 
-    def forward(self, tokens, return_attention=False):
-        """tokens (B, T) -> logits (B, C), or (logits, [attention weights (B, H, T, T) of each layer])."""
+    def forward(self, tokens, return_attention=False, places=None):
+        """tokens (B, T) -> logits (B, C), or (logits, [attention weights (B, H, T, T) of each layer]).
+
+        places (B, T): where in the text each token stands, if not at 0, 1 ... T - 1.
+        """
         mask = tokens != PAD
         mask[:, 0] |= ~mask.any(1)  # a text of padding alone still has a token to look at
-        x, maps = self.project(self.embedding(tokens)) + self.position[: tokens.size(1)], []
+        position = self.position[: tokens.size(1)] if places is None else self.position[places]
+        x, maps = self.project(self.embedding(tokens)) + position, []
         for layer in self.layers:
             x, weights = layer(x, mask)
             maps.append(weights)
@@ -406,23 +410,28 @@ def predict(model, tokens):
 
 
 def train_epoch(config, model, optimizer, tokens, labels, epoch):
-    """One pass in random batches of texts of similar length; returns mean loss (nats) and accuracy."""
+    """One pass in random batches of texts of similar length; returns mean loss (nats) and accuracy.
+
+    The words left out are taken out, not masked: the same for the model, at half the work.
+    """
     model.train()
-    lengths = (tokens != PAD).sum(1)
-    groups = (lengths + 8 * torch.rand(len(tokens), device=tokens.device)).argsort().split(config.batch_size)
+    kept = (tokens != PAD) & (torch.rand(tokens.shape, device=tokens.device) >= config.word_dropout)
+    places = kept.int().argsort(dim=1, descending=True, stable=True)  # (N, T), of the words kept, then of the others
+    tokens, lengths = tokens.masked_fill(~kept, PAD).gather(1, places), kept.sum(1)
+    groups = (lengths + 4 * torch.rand(len(tokens), device=tokens.device)).argsort().split(config.batch_size)
+    longest = torch.stack([lengths[rows].max() for rows in groups]).clamp(min=1).tolist()
     steps, figures = torch.randperm(len(groups))[: 2 if config.dry_run else None].tolist(), []
     for i, k in enumerate(steps):
         done = (epoch + i / len(groups)) / config.epochs  # warm-up over a tenth of the run, then linear decay
         optimizer.param_groups[0]["lr"] = config.lr * min(10 * done + 1e-3, 1 - done)
-        batch, truth = tokens[groups[k], : lengths[groups[k]].max()], labels[groups[k]]
-        left_out = torch.rand(batch.shape, device=batch.device) < config.word_dropout
-        logits = model(batch.masked_fill(left_out, PAD))
-        loss = F.cross_entropy(logits, truth, label_smoothing=0.1)
+        rows, T = groups[k], longest[k]
+        logits = model(tokens[rows, :T], places=places[rows, :T])
+        loss = F.cross_entropy(logits, labels[rows], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        figures.append(torch.stack([loss.detach(), (logits.argmax(1) == truth).float().mean()]))
+        figures.append(torch.stack([loss.detach(), (logits.argmax(1) == labels[rows]).float().mean()]))
     loss, accuracy = torch.stack(figures).mean(0).tolist()
     check(math.isfinite(loss), f"the loss is {loss} at epoch {epoch + 1}: take a smaller --lr")
     return loss, accuracy

@@ -122,6 +122,34 @@ def test_padding_changes_no_logit(ids, pads):
     torch.testing.assert_close(model(beside)[:1], model(alone), rtol=1e-5, atol=1e-6)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(2, 29), st.booleans()), min_size=1, max_size=12), st.integers(0, 3))
+def test_a_word_taken_out_is_a_word_masked(words, pads):
+    ids, kept = torch.tensor([[word for word, _ in words]]), torch.tensor([[keep for _, keep in words]])
+    ids, kept = F.pad(ids, (0, pads)), F.pad(kept, (0, pads))
+    places = kept.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, kept.sum())]
+    masked, model = ids.masked_fill(~kept, 0), small_model()
+    torch.testing.assert_close(model(masked.gather(1, places), places=places), model(masked), rtol=1e-5, atol=1e-6)
+
+
+def test_training_takes_words_out_and_keeps_their_places(monkeypatch):
+    """Texts of 1 to 20 words, whose ids tell where they stand."""
+    tokens = (torch.arange(20) + 2) * (torch.arange(20) < torch.randint(1, 21, (200, 1)))
+    model, seen = small_model(), []
+
+    def forward(tokens, places):
+        seen.append(tokens)
+        assert (tokens == torch.where(tokens > 0, places + 2, 0)).all()
+        assert tokens.size(1) == (tokens > 0).sum(1).max().clamp(min=1)
+        return T.TransformerClassifier.forward(model, tokens, places=places)
+
+    monkeypatch.setattr(model, "forward", forward)
+    config = T.Config(word_dropout=0.25, batch_size=10, lr=1e-3)
+    T.train_epoch(config, model, torch.optim.SGD(model.parameters()), tokens, torch.zeros(200).long(), 0)
+    kept = sum((batch > 0).sum() for batch in seen) / (tokens > 0).sum()
+    assert len(seen) == 20 and 0.7 < kept < 0.8
+
+
 def test_order_of_words_matters():
     model = small_model()
     assert not torch.allclose(model(torch.tensor([[2, 3, 4]])), model(torch.tensor([[4, 3, 2]])))
