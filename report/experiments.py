@@ -1,21 +1,27 @@
-"""Run what the report and README quote, on the course's real files; finished runs are skipped.
+"""Run what the report and README quote, on the course's real files; what is there already is skipped.
 
     python report/experiments.py --data DIR
+    python report/make_report.py
 
 Every run leaves report/results/NAME.json (its metrics.json and the commit of the scripts), and its pictures
-in report/figures. Delete a result to have it made again.
+in report/figures; the ablations share ablations.json, to which each run adds its seed. It may be interrupted at any
+moment. Delete a result to have it made again. All of it takes about eight hours on 2 cores, the ablations six of them.
 """
 
 import argparse
 import copy
+import itertools
 import json
 import math
+import os
+import platform
 import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +31,9 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, FIGURES = ROOT / "report" / "results", ROOT / "report" / "figures"
+
+VECTORS = ROOT / "data" / "glove.6B.100d.npz"
+EXAMPLE = 6  # the row of train.csv, from 0, that shows what tokenizers do
 
 PICTURES = ("curves", "reconstructions", "samples", "interpolation", "posterior")
 
@@ -39,9 +48,56 @@ RUNS = {
     "vae_mnist": ("vae_mnist", "", PICTURES),
     "vae_mnist_kl0": ("vae_mnist", "--kl-weight 0", (*PICTURES, "samples_aggregate")),
     "vae_mnist_kl100": ("vae_mnist", "--kl-weight 100", PICTURES),
+    "vae_mnist_kl0.1": ("vae_mnist", "--kl-weight 0.1 --epochs 13", ("posterior", "samples")),
+    "vae_mnist_kl10": ("vae_mnist", "--kl-weight 10 --epochs 13", ("posterior", "samples")),
     "vae_anime": ("vae_anime", "", (*PICTURES, "samples_aggregate")),
     "vae_anime_kl0": ("vae_anime", "--kl-weight 0", (*PICTURES, "samples_aggregate")),
     "vae_anime_kl100": ("vae_anime", "--kl-weight 100", (*PICTURES, "samples_aggregate")),
+    "vae_anime_kl0.1": ("vae_anime", "--kl-weight 0.1 --epochs 1", ("posterior", "samples")),
+    "vae_anime_kl10": ("vae_anime", "--kl-weight 10 --epochs 1", ("posterior", "samples")),
+}
+
+# (group, setting): (options, lines of the script to change {old: new}); all else as the script has it.
+ABLATIONS = {
+    **{("tokenizer", name): (f"--tokenizer {name}", {}) for name in ("whitespace", "treebank", "toktok", "tweet")},
+    ("tokenizer", "wordpunct"): ("", {}),
+    ("embeddings", "GloVe, 100 wide"): ("", {}),
+    ("embeddings", "none"): ("--embeddings none", {}),
+    **{("layers", str(n)): (f"--nlayers {n}", {}) for n in (1, 2, 3)},
+    **{("heads", str(n)): (f"--nhead {n}", {}) for n in (1, 2, 4, 8)},
+    **{("d_model", str(n)): (f"--d-model {n}", {}) for n in (64, 128, 256)},
+    **{("d_hid", str(n)): (f"--d-hid {n}", {}) for n in (128, 256, 512)},
+    **{("dropout", str(share)): (f"--dropout {share}", {}) for share in (0.0, 0.1, 0.3)},
+    **{("dropout", f"words {share}"): (f"--word-dropout {share}", {}) for share in (0.0, 0.25)},
+    ("pooling", "max"): ("", {}),
+    ("pooling", "mean"): (
+        "",
+        {
+            "logits = self.classify(x.amax(1))": "logits = self.classify(x.sum(1) / mask.sum(1, keepdim=True))",
+            "torch.finfo(x.dtype).min)\n        logits": "0)\n        logits",
+        },
+    ),
+    ("pooling", "first token"): (
+        "",
+        {
+            "x.amax(1)": "x[:, 0]",
+            "self.norm(x).masked_fill(~mask[..., None], torch.finfo(x.dtype).min)": "self.norm(x)",
+        },
+    ),
+    ("optimizer", "AdamW"): ("", {}),
+    ("optimizer", "Adam"): ("", {"torch.optim.AdamW": "torch.optim.Adam"}),
+    ("optimizer", "SGD, momentum 0.9"): (
+        "--lr 0.05",
+        {"AdamW(model.parameters(), config.lr, betas=(0.9, 0.98)": "SGD(model.parameters(), config.lr, momentum=0.9"},
+    ),
+    ("activation", "GELU"): ("", {}),
+    **{("activation", name): ("", {"nn.GELU()": f"nn.{name}()"}) for name in ("ReLU", "Tanh", "SiLU")},
+    ("scheduler", "warm-up, linear decay"): ("", {}),
+    ("scheduler", "warm-up, half cosine"): (
+        "",
+        {"min(10 * done + 1e-3, 1 - done)": "min(10 * done + 1e-3, (1 + math.cos(math.pi * done)) / 2)"},
+    ),
+    ("scheduler", "none"): ("", {"config.lr * min(10 * done + 1e-3, 1 - done)": "config.lr"}),
 }
 
 
@@ -58,6 +114,106 @@ def run_script(name, data):
     for place in ("data", "out", "submission"):
         metrics["config"].pop(place, None)
     return metrics | {"argv": options.split()}
+
+
+def ablations(data, commit):
+    """Run every setting of ABLATIONS over seeds 0 to 2, one seed after the other, each added as soon as it is there.
+
+    Each is the script itself in another folder, with its options and its changed lines.
+    """
+    path = RESULTS / "ablations.json"
+    result = json.loads(path.read_text()) if path.exists() else {"commit": commit, "rows": []}
+    rows = {(row["group"], row["setting"]): row for row in result["rows"]}
+    for seed, (key, (options, changes)) in itertools.product(range(3), ABLATIONS.items()):
+        empty = dict(zip(("group", "setting"), key, strict=True), accuracies=[], losses=[], seconds=[])
+        row = rows[key] if key in rows else empty
+        if len(row["accuracies"]) > seed:
+            continue
+        plain = RESULTS / f"transformer{f'_seed{seed}' * (seed > 0)}.json"  # already run, if nothing is changed
+        changed = options or changes
+        metrics = run_changed(options, changes, seed, data) if changed else json.loads(plain.read_text())
+        for name, figure in (("accuracies", "oof_accuracy"), ("losses", "oof_loss_nats"), ("seconds", "train_seconds")):
+            row[name].append(metrics[figure])
+        if key not in rows:
+            result["rows"].append(row)
+            rows[key] = row
+        write(path, result)
+        print(*key, f"seed {seed}: {row['accuracies'][-1]:.4f}", flush=True)
+
+
+def run_changed(options, changes, seed, data):
+    """Metrics of the classifier with options and with lines of its source changed."""
+    source = (ROOT / "0123456_transformer.py").read_text()
+    for old, new in changes.items():
+        assert source.count(old) == 1, f"{source.count(old)} times in the script: {old}"
+        source = source.replace(old, new)
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "transformer.py"
+        script.write_text(source)
+        options = options.split() if "--embeddings" in options else [*options.split(), "--embeddings", VECTORS]
+        argv = [*options, "--seed", str(seed), "--data", Path(data).resolve(), "--out", folder]
+        subprocess.run([sys.executable, script, *argv], cwd=folder, check=True)
+        return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+def tokenizers(data):
+    """The five tokenizers, and min_count, by what they make of the texts: no training. Folds are those of seed 0.
+
+    Seconds are of the processor, the least of three passes over all texts.
+    """
+    script = SimpleNamespace(**runpy.run_path(str(ROOT / "0123456_transformer.py")))
+
+    def figures(news, min_count, vectors):
+        fold_of = script.assign_folds(news.labels, 5, 0).tolist()
+        held, unknown, documents, counts = 0, Counter(), Counter(), Counter()
+        for fold in range(5):
+            train = [words for words, k in zip(news.train, fold_of, strict=True) if k != fold]
+            test = [words for words, k in zip(news.train, fold_of, strict=True) if k == fold]
+            for name, pretrained in (("alone", ()), ("with_vectors", vectors)):
+                vocabulary = script.build_vocabulary(train, min_count, pretrained)
+                strange = [sum(word not in vocabulary for word in words) for words in test]
+                unknown[name] += sum(strange)
+                documents[name] += sum(map(bool, strange))
+                counts[name] += len(vocabulary) / 5
+            held += sum(map(len, test))
+        rates = {f"unknown_tokens_{name}": unknown[name] / held for name in unknown}
+        rates |= {f"texts_with_unknown_{name}": documents[name] / len(news.train) for name in documents}
+        return rates | {f"vocabulary_{name}": count for name, count in counts.items()}
+
+    rows, by_count = {}, {}
+    for name in script.TOKENIZERS:
+        config, seconds = script.Config(data=data, tokenizer=name), []
+        for _ in range(3):
+            started = time.process_time()
+            news = script.load_news(config)
+            seconds.append(time.process_time() - started)
+        counts = Counter(word for words in news.train for word in words)
+        vectors = script.read_vectors("auto", {word for words in news.train + news.test for word in words})
+        rows[name] = dict(
+            words=len(counts),
+            tokens_per_text=sum(counts.values()) / len(news.train),
+            words_with_vector=sum(word in vectors for word in counts) / len(counts),
+            tokens_with_vector=sum(n for word, n in counts.items() if word in vectors) / sum(counts.values()),
+            texts_per_second=(len(news.train) + len(news.test)) / min(seconds),
+            example=news.train[EXAMPLE][:14],
+            **figures(news, config.min_count, vectors),
+        )
+        if name == script.Config.tokenizer:
+            by_count = {n: dict(min_count=n, **figures(news, n, vectors)) for n in (1, 2, 3, 5, 10)}
+            lengths = sorted(map(len, news.train))
+            batches = [lengths[i : i + config.batch_size] for i in range(0, len(lengths), config.batch_size)]
+            by_length = sum(len(batch) * batch[-1] for batch in batches)
+            lengths = dict(shortest=lengths[0], median=lengths[len(lengths) // 2], longest=lengths[-1])
+            lengths |= dict(padding_to_longest=1 - rows[name]["tokens_per_text"] / lengths["longest"])
+            lengths |= dict(padding_by_length=1 - sum(counts.values()) / by_length)
+            fold_of = script.assign_folds(news.labels, 5, 0)
+            held = fold_of == fold_of[EXAMPLE]
+            alone = script.build_vocabulary([news.train[i] for i in (~held).nonzero()[:, 0]], config.min_count)
+            short = next(i for i in held.nonzero()[:, 0] if len(news.train[i]) <= 25)
+            texts = [news.train[short][:20], news.train[EXAMPLE][:28]]
+            batch = script.encode(texts, alone).tolist()
+            example = [dict(words=words, ids=ids) for words, ids in zip(texts, batch, strict=True)]
+    return dict(tokenizers=rows, min_counts=list(by_count.values()), lengths=lengths, example=example)
 
 
 def tf_idf(data):
@@ -130,7 +286,55 @@ def mlp_vae(data):
     )
 
 
-RIVALS = {"tf_idf": tf_idf, "mlp_vae": mlp_vae}
+OTHERS = {"tf_idf": tf_idf, "mlp_vae": mlp_vae, "tokenizers": tokenizers}
+
+
+def draw_sweep():
+    """Rate against distortion, and active units, over lambda: of the runs that are there, at lambda = 1 figures."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained", dpi=160)
+    for axes, data in zip(figure.subplots(2, 2), ("mnist", "anime"), strict=True):
+        runs = [RESULTS / f"vae_{data}{end}.json" for end in ("_kl0", "_kl0.1", "", "_kl10", "_kl100")]
+        runs = [json.loads(path.read_text()) for path in runs if path.exists()]
+        weights = [f"{run['kl_weight']:g}" for run in runs]
+        axes[1].plot(["0", "0.1", "1", "10", "100"], [0] * 5, alpha=0)  # all five on the axis, run or not
+        rate, distortion = ([run[f"{term}_nats"] for run in runs] for term in ("kl", "reconstruction"))
+        axes[0].plot(rate, distortion, "k--", linewidth=0.8)
+        short = ["--epochs" in run["argv"] for run in runs]
+        for x, y, weight, third in zip(rate, distortion, weights, short, strict=True):
+            axes[0].plot(x, y, "o", color="black", markerfacecolor="white" if third else "black")
+            near = dict(xytext=(7, 7), textcoords="offset points")
+            axes[0].annotate(f"λ = {weight}", (x, y), **near, ha="right" if x > 0.8 * max(rate) else "left")
+        axes[0].set(xlabel="rate: KL, nats", ylabel="distortion: −log p(x|z), nats")
+        axes[0].set_title({"mnist": "Tibetan digits", "anime": "anime faces"}[data])
+        axes[0].margins(0.1, 0.2)
+        axes[1].plot(weights, [run["active_units"] for run in runs], "ko-", label="active units")
+        if data == "anime":
+            above = [run["components_above_lambda_variance"] for run in runs]
+            axes[1].plot(weights, above, "s:", color="grey", label="PCA: variance above λσ²")
+        latent_dim = runs[0]["config"]["latent_dim"]
+        axes[1].axhline(latent_dim, color="lightgrey", label=f"dimensions of z: {latent_dim}")
+        axes[1].set(xlabel="λ", ylabel="dimensions", ylim=(-0.03 * latent_dim, 1.1 * latent_dim))
+        axes[1].legend(loc="lower left")
+    figure.savefig(FIGURES / "sweep.png")
+
+
+def machine():
+    """The processor's name and the cores that this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor()
+    return dict(processor=name, cores=os.cpu_count())
+
+
+def write(path, result):
+    """Put the result at `path`, whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    part.replace(path)
 
 
 def main():
@@ -140,12 +344,14 @@ def main():
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     for folder in (RESULTS, FIGURES):
         folder.mkdir(exist_ok=True)
-    for name in [*RUNS, *RIVALS]:
+    for name in [*RUNS, *OTHERS]:
         path = RESULTS / f"{name}.json"
         if not path.exists():
-            metrics = run_script(name, data) if name in RUNS else RIVALS[name](data)
-            path.write_text(json.dumps(metrics | {"commit": commit}, indent=1) + "\n")
-        print(f"{name}: {path.relative_to(ROOT)}")
+            metrics = run_script(name, data) if name in RUNS else OTHERS[name](data)
+            write(path, metrics | {"commit": commit, "machine": machine()})
+        print(f"{name}: {path.relative_to(ROOT)}", flush=True)
+    draw_sweep()
+    ablations(data, commit)
 
 
 if __name__ == "__main__":

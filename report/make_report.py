@@ -1,0 +1,60 @@
+"""Make report.pdf from report.typ, references.bib, results/*.json and figures/*.png.
+
+    python report/make_report.py
+
+The same files give the same bytes.
+"""
+
+import contextlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import typst
+from PIL import Image
+
+REPORT = Path(__file__).resolve().parent
+# Of these pictures, of 8 rows of images, the report shows the first 6, 4 or 3; the others would double its size.
+TALL = ("reconstructions.png", "samples.png", "samples_aggregate.png", "interpolation.png")
+SIX = ("vae_mnist_samples.png", "vae_mnist_interpolation.png")
+
+
+def place_picture(path, folder):
+    """Put a picture into the folder, without the rows of images that the report does not show."""
+    if not path.name.endswith(TALL):
+        shutil.copy(path, folder)
+        return
+    with Image.open(path) as image:
+        rows = 6 if path.name in SIX else 4 if "mnist" in path.name else 3
+        height = 70 + rows * (90 if "interpolation" in path.name else 74)
+        image.convert("RGB").crop((0, 0, image.width, height)).save(folder / path.name)
+
+
+@contextlib.contextmanager
+def source():
+    """What typst.compile and typst.query need; report.typ is told the names of the results and figures there are."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        shutil.copytree(REPORT / "results", root / "results")
+        (root / "figures").mkdir()
+        for path in REPORT.glob("figures/*.png"):
+            place_picture(path, root / "figures")
+        for name in ("report.typ", "references.bib"):
+            shutil.copy(REPORT / name, root)
+        have = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*"))
+        yield dict(
+            input=root / "report.typ", root=root, sys_inputs={"have": json.dumps(have)}, ignore_system_fonts=True
+        )
+
+
+def build():
+    """The bytes of report.pdf."""
+    with source() as files:
+        return typst.compile(**files)
+
+
+if __name__ == "__main__":
+    pdf = build()
+    (REPORT.parent / "report.pdf").write_bytes(pdf)
+    print(f"report.pdf: {len(pdf) / 1e6:.1f} MB")
