@@ -9,8 +9,8 @@ Five encoders are trained, each on four fifths of train.csv. Each predicts the f
 results/transformer gets metrics.json, model.pt, curves.png, confusion.png and attention.png.
 """
 
-import argparse
 import contextlib
+import csv
 import hashlib
 import html
 import io
@@ -20,6 +20,8 @@ import os
 import re
 import sys
 import time
+import zipfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter, namedtuple
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -32,9 +34,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 PAD, UNK = 0, 1  # token ids of <pad> and <unk>
-TOKENIZERS = dict(
-    whitespace="Whitespace", wordpunct="WordPunct", treebank="TreebankWord", toktok="Toktok", tweet="Tweet"
-)
+NLTK = dict(whitespace="Whitespace", wordpunct="WordPunct", treebank="TreebankWord", toktok="Toktok", tweet="Tweet")
 
 # ------------------------------------------------------------------------------------------------------------ settings
 
@@ -49,19 +49,19 @@ class Config:
     data: str = option(None, "folder of train.csv and test.csv (default: data beside this script)")
     out: str = option("results/transformer", "folder for metrics, model, pictures and checkpoint")
     submission: str = option("submission.csv", "file for Kaggle")
-    tokenizer: str = option("wordpunct", "NLTK tokenizer", choices=tuple(TOKENIZERS))
+    tokenizer: str = option("wordpunct", "NLTK tokenizer", choices=tuple(NLTK))
     min_count: int = option(2, "occurrences from which on a word is known", 1, 1000)
     max_len: int = option(128, "tokens of a text that are read", 1, 4096)
     embeddings: str = option("auto", "auto (data/glove.6B.100d.npz, if there), none, or a word-vector FILE")
-    d_model: int = option(128, "width of the encoder", 1, 4096)
+    d_model: int = option(128, "width of the encoder", 1, 1024)
     nhead: int = option(4, "attention heads", 1, 64)
-    d_hid: int = option(256, "width inside the feed-forward block", 1, 16384)
-    nlayers: int = option(1, "encoder layers", 1, 64)
+    d_hid: int = option(256, "width inside the feed-forward block", 1, 4096)
+    nlayers: int = option(1, "encoder layers", 1, 24)
     dropout: float = option(0.1, "dropout on each residual branch", 0, 0.95)
     word_dropout: float = option(0.5, "share of the tokens left out at each training step", 0, 0.95)
     folds: int = option(5, "fold models", 2, 100)
     epochs: int = option(15, "passes over the training rows", 1, 10000)
-    batch_size: int = option(32, "texts a step", 1, 65536)
+    batch_size: int = option(32, "texts a step", 1, 4096)
     lr: float = option(None, "peak learning rate (default: 5e-4 with pretrained vectors, 2e-3 without)", 1e-9, 1e6)
     seed: int = option(0, "seed of all that is random", 0, 2**31 - 1)
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
@@ -71,8 +71,7 @@ class Config:
 
 def parse_args(argv=None):
     """Config from the command line, where each of its fields is an option. Raises UserError."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.error = lambda message: check(False, f"{message} at the command line: see --help")
     for f in fields(Config):
         about = f.metadata["help"] + ("" if f.default is None or f.type is bool else " (default: %(default)s)")
@@ -115,16 +114,16 @@ def course_file(folder, name):
     """(path of a course file, whether it is made data); only if no folder is named may data/sample stand in."""
     beside = Path(__file__).resolve().parent / "data"
     path = Path(folder or beside) / name
-    if made := not folder and not path.is_file():
+    if made := not folder and not os.path.isfile(path):
         path = beside / "sample" / name
         print(f"notice: no {name} in {beside}, so {path} is taken: the results are of made data", file=sys.stderr)
-    check(path.is_file(), f"no {name} at {path.parent}: put it there or name its folder by --data")
+    check(os.path.isfile(path), f"no {name} at {path.parent}: put it there or name its folder by --data")
     return path, made
 
 
 def write_whole(path, write):
     """Put what write(buffer) writes at `path`, whole or not at all: beside it first, then moved into place."""
-    buffer, part = io.BytesIO(), Path(path).with_name(f".{Path(path).name}.part")
+    buffer, part = io.BytesIO(), Path(path).parent / f".{Path(path).name}.part"
     write(buffer)
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -134,16 +133,19 @@ def write_whole(path, write):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise UserError(f"cannot write ({error.strerror}) at {path}: make room or name another place") from error
+        raise UserError(f"cannot write ({error.strerror}) at {Path(path)}: make room or name another place") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
 
 
-def load_torch(path):
-    """What torch.save wrote, on the CPU. Raises UserError for anything else; runs no code from the file."""
+@contextlib.contextmanager
+def saved_file(path):
+    """What torch.save wrote at `path`, on the CPU; runs no code from it. UserError if that, or the block, fails."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            check(not archive.testzip(), "damaged")  # torch looks at no checksum
+        yield torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a missing, damaged or foreign file
         raise UserError(f"nothing that this script saved at {path}: delete it and train again") from error
 
@@ -154,11 +156,11 @@ def load_resume(config, data):
     run = {name: value for name, value in asdict(config).items() if name not in aside}
     run["data hash"] = hashlib.sha256(data).hexdigest()[:12]
     path = Path(config.out) / "checkpoint.pt"
-    if not (config.resume and path.exists()):
+    if not (config.resume and os.path.lexists(path)):
         return {"run": run}
-    checkpoint = load_torch(path)
-    theirs = checkpoint.get("run", {}) if isinstance(checkpoint, dict) else {}
-    other = ", ".join(f"{key} {theirs.get(key)}, not {run[key]}" for key in run if theirs.get(key) != run[key])
+    with saved_file(path) as checkpoint:
+        theirs = checkpoint["run"]
+        other = ", ".join(f"{key} {theirs.get(key)}, not {run[key]}" for key in run if theirs.get(key) != run[key])
     check(not other, f"checkpoint of another run ({other}) at {path}: give its options or leave out --resume")
     return checkpoint
 
@@ -166,17 +168,17 @@ def load_resume(config, data):
 def write_metrics(config, argv, device, metrics, started):
     """Write metrics.json: the figures, the seconds since `started`, and what it takes to get them again."""
     versions = dict(python=sys.version.split()[0], torch=torch.__version__, numpy=np.__version__)
-    argv = sys.argv[1:] if argv is None else list(argv)
-    metrics |= dict(argv=argv, config=asdict(config), seed=config.seed, device=str(device), versions=versions)
-    metrics["wall_seconds"] = time.perf_counter() - started
+    metrics |= dict(argv=sys.argv[1:] if argv is None else list(argv), config=asdict(config), seed=config.seed)
+    metrics |= dict(device=str(device), versions=versions, wall_seconds=time.perf_counter() - started)
     write_whole(Path(config.out) / "metrics.json", lambda f: f.write(json.dumps(metrics, indent=1).encode()))
 
 
 def new_figure(width, height, title=None):
     """A matplotlib figure of so many inches; `lambda f: figure.savefig(f)` hands it to write_whole."""
-    from matplotlib.figure import Figure
+    import matplotlib.figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    matplotlib.rcParams["text.parse_math"] = False  # a $ is a $
+    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained", dpi=120)
     figure.suptitle(title)
     return figure
 
@@ -202,17 +204,18 @@ News = namedtuple("News", "train labels classes test test_ids made")
 
 def read_table(path, wanted):
     """The columns {name: [text]} of a CSV file; `wanted` gives each name's headings. Raises UserError."""
-    import pandas as pd
-
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig").fillna("")
-    except (ValueError, OSError) as error:  # of decoding and parsing alike
+        with open(path, encoding="utf-8-sig", newline="") as file:  # strict: a lone quote must not swallow rows
+            head, *rows = [row for row in csv.reader(file, strict=True) if any(row)]
+    except (ValueError, OSError, csv.Error) as error:  # of decoding and parsing alike
         raise UserError(f"no table in UTF-8 ({error}) at {path}: take the course's file again") from error
+    odd = next((row for row in rows if len(row) != len(head)), head)
+    check(odd is head, f"no table, {len(odd)} fields, not {len(head)}, in row {odd[0]!r:.40} at {path}: mend the row")
     columns = {}
     for name, headings in wanted.items():
-        found = [heading for heading in headings if heading in table]
+        found = [heading for heading in headings if heading in head]
         check(found, f"no column {' or '.join(headings)} at {path}: name it in the first line")
-        columns[name] = table[found[0]].str.strip().tolist()
+        columns[name] = [row[head.index(found[0])].strip() for row in rows]
         check(name in ("title", "content") or all(columns[name]), f"a row without {found[0]} at {path}: fill it in")
     twice = [value for value, n in Counter(columns["id"]).items() if n > 1]
     check(not twice, f"Id {twice[:1]} more than once at {path}: give each row an Id of its own")
@@ -225,9 +228,10 @@ def clean(text):
 
     `(AP)` and its like stay: which agency sent the news is a part of it, and tells something of its class.
     """
-    text = re.sub(r"\s?&?#39;", "'", text)
-    text = html.unescape(html.unescape(re.sub(r"&?(#\d{2,4}|\b(?:quot|amp|lt|gt|nbsp));", r"&\1;", text)))
-    return re.sub(r"<[^>]*>|\\", " ", text).lower()
+    text = re.sub(r"\s?&?#39;", "'", re.sub(r"#\d{8,}", "#", text))  # html fails for thousands of digits
+    text = html.unescape(re.sub(r"&?(#\d{2,4}|\b(?:quot|amp|lt|gt|nbsp));", r"&\1;", text))
+    text = html.unescape(re.sub(r"#\d{8,}", "#", text))
+    return re.sub(r"<[^<>]*>|\\", " ", text).lower()
 
 
 def load_news(config):
@@ -238,18 +242,19 @@ def load_news(config):
     wanted = dict(id=["Id"], title=["Title"], content=["Description", "Content"])
     train, test = read_table(path, wanted | dict(label=["Category", "Label"])), read_table(test_path, wanted)
     counts = Counter(train["label"])
-    classes = sorted(counts, key=int if all(label.isdecimal() for label in counts) else None)
+    classes = sorted(counts, key=float if all(label.isdecimal() for label in counts) else None)
     check(len(classes) > 1, f"one class only ({classes[0]}) at {path}: at least two are needed")
     rare, n = counts.most_common()[-1]
-    check(n >= config.folds, f"label {rare} in {n} rows at {path}: correct it, add rows, or take at most {n} --folds")
-    tokenizer = getattr(tokenize, TOKENIZERS[config.tokenizer] + "Tokenizer")()
+    check(n >= config.folds, f"label {rare} in {n} rows at {path}: it needs as many as --folds, now {config.folds}")
+    tokenizer = getattr(tokenize, NLTK[config.tokenizer] + "Tokenizer")()
 
     def tokens(table):
         texts = map(" ".join, zip(table["title"], table["content"], strict=True))
         return [tokenizer.tokenize(clean(text))[: config.max_len] for text in texts]
 
-    labels = torch.tensor([classes.index(label) for label in train["label"]])
-    return News(tokens(train), labels, classes, tokens(test), test["id"], made)
+    return News(
+        tokens(train), torch.tensor([*map(classes.index, train["label"])]), classes, tokens(test), test["id"], made
+    )
 
 
 def read_vectors(embeddings, words):
@@ -262,22 +267,22 @@ def read_vectors(embeddings, words):
     if embeddings == "none" or (embeddings == "auto" and not path.is_file()):
         print("notice: no pretrained vectors, so the accuracy is lower", file=sys.stderr)
         return {}
-    vectors, width = {}, None
+    vectors, width = {}, 0
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 table = file["vectors"] * file["scale"][:, None]
-                return {word: row for word, row in zip(file["words"].tolist(), table, strict=True) if word in words}
-        with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-            for i, line in enumerate(file):
-                word, *numbers = line.rstrip().split(" ")
-                if i == 0 and len(numbers) == 1:
-                    continue
-                width = width or len(numbers)
-                check(len(numbers) >= max(2, width), f"too few numbers at {path}, line {i + 1}: take the file again")
-                if word in words and len(numbers) == width:  # a word with blanks in it is passed over
-                    vectors[word] = np.array(numbers, np.float32)
-    except (OSError, ValueError, KeyError) as error:
+                vectors = {word: row for word, row in zip(file["words"].tolist(), table, strict=True) if word in words}
+        else:
+            with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+                for i, line in enumerate(file):
+                    word, *numbers = line.rstrip().split(" ")
+                    width = max(width, len(numbers)) if i < 2 else width  # the first line may be no word's
+                    check(i == 0 or len(numbers) >= width, f"too few numbers in line {i + 1}")
+                    if word in words and len(numbers) == width > 1:  # a word with blanks in it is passed over
+                        vectors[word] = np.array(numbers, np.float32)
+        check(vectors and np.isfinite([*vectors.values()]).all(), "none for any word of the texts, or not finite")
+    except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
         raise UserError(f"no word vectors ({error}) at --embeddings {path}: give a GloVe text file") from error
     return vectors
 
@@ -366,16 +371,14 @@ class TransformerClassifier(nn.Module):
 
     def __init__(self, config, vocabulary, classes, width=None):
         super().__init__()
-        D = config.d_model
-        self.vocabulary = vocabulary
+        c, D, self.vocabulary = config, config.d_model, vocabulary
         self.embedding = nn.Embedding(len(vocabulary), width or D, padding_idx=PAD)
         nn.init.normal_(self.embedding.weight, std=0.1)
         self.project = nn.Linear(width, D) if width else nn.Identity()
-        angle = torch.arange(config.max_len)[:, None] * 10000 ** (-torch.arange(0, D, 2) / D)  # (T, D / 2)
+        angle = torch.arange(c.max_len)[:, None] * 10000 ** (-torch.arange(0, D, 2) / D)  # (T, D / 2)
         position = torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :D]
         self.register_buffer("position", 0.1 * position, persistent=False)
-        layer = (D, config.nhead, config.d_hid, config.dropout)
-        self.layers = nn.ModuleList(EncoderLayer(*layer) for _ in range(config.nlayers))
+        self.layers = nn.ModuleList(EncoderLayer(D, c.nhead, c.d_hid, c.dropout) for _ in range(c.nlayers))
         self.norm = nn.LayerNorm(D)
         self.classify = nn.Sequential(nn.Dropout(0.3), nn.Linear(D, classes))
 
@@ -415,16 +418,16 @@ def train_epoch(config, model, optimizer, tokens, labels, epoch):
     The words left out are taken out, not masked: the same for the model, at half the work.
     """
     model.train()
-    kept = (tokens != PAD) & (torch.rand(tokens.shape, device=tokens.device) >= config.word_dropout)
+    chance = torch.rand(len(tokens), config.max_len, device=tokens.device)[:, : tokens.size(1)]
+    kept = (tokens != PAD) & (chance >= config.word_dropout)
     places = kept.int().argsort(dim=1, descending=True, stable=True)  # (N, T), of the words kept, then of the others
     tokens, lengths = tokens.masked_fill(~kept, PAD).gather(1, places), kept.sum(1)
     groups = (lengths + 4 * torch.rand(len(tokens), device=tokens.device)).argsort().split(config.batch_size)
     longest = torch.stack([lengths[rows].max() for rows in groups]).clamp(min=1).tolist()
-    steps, figures = torch.randperm(len(groups))[: 2 if config.dry_run else None].tolist(), []
-    for i, k in enumerate(steps):
+    order, figures = torch.randperm(len(groups))[: 2 if config.dry_run else None].tolist(), []
+    for i, (rows, T) in enumerate((groups[k], longest[k]) for k in order):
         done = (epoch + i / len(groups)) / config.epochs  # warm-up over a tenth of the run, then linear decay
         optimizer.param_groups[0]["lr"] = config.lr * min(10 * done + 1e-3, 1 - done)
-        rows, T = groups[k], longest[k]
         logits = model(tokens[rows, :T], places=places[rows, :T])
         loss = F.cross_entropy(logits, labels[rows], label_smoothing=0.1)
         optimizer.zero_grad()
@@ -432,9 +435,7 @@ def train_epoch(config, model, optimizer, tokens, labels, epoch):
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         figures.append(torch.stack([loss.detach(), (logits.argmax(1) == labels[rows]).float().mean()]))
-    loss, accuracy = torch.stack(figures).mean(0).tolist()
-    check(math.isfinite(loss), f"the loss is {loss} at epoch {epoch + 1}: take a smaller --lr")
-    return loss, accuracy
+    return torch.stack(figures).mean(0).tolist()
 
 
 def train_folds(config, news, fold_of, vectors, device):
@@ -448,7 +449,6 @@ def train_folds(config, news, fold_of, vectors, device):
     started = time.perf_counter() - checkpoint.get("seconds", 0.0)
     folds, labels = checkpoint.setdefault("folds", []), news.labels.to(device)
     width = len(next(iter(vectors.values()))) if vectors else None  # of the pretrained vectors
-    bar = tqdm(total=config.folds * config.epochs, unit="epoch", disable=None)
     for fold in range(len(folds), config.folds):
         seed_everything(config.seed, fold)
         inside, held = (fold_of != fold).nonzero()[:, 0], (fold_of == fold).nonzero()[:, 0]
@@ -460,10 +460,11 @@ def train_folds(config, news, fold_of, vectors, device):
         optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), fused=True)
         tokens, history, first = encode(news.train, vocabulary).to(device), [], 0
         if checkpoint.get("state"):
-            first, history, *states = checkpoint["state"]
-            for part, state in zip((model, average, optimizer), states, strict=True):
-                part.load_state_dict(state)
-        for epoch in range(first, config.epochs):
+            with saved_file(Path(config.out) / "checkpoint.pt"):
+                first, history, *states = checkpoint["state"]
+                for part, state in zip((model, average, optimizer), states, strict=True):
+                    part.load_state_dict(state)
+        for epoch in tqdm(range(first, config.epochs), f"fold {fold + 1}", unit="epoch", disable=None):
             seed_everything(config.seed, fold, epoch)
             figures = train_epoch(config, model, optimizer, tokens[inside], labels[inside], epoch)
             if epoch >= config.epochs - max(1, config.epochs // 3):
@@ -471,24 +472,25 @@ def train_folds(config, news, fold_of, vectors, device):
             guess, truth = predict(model, tokens[held]), news.labels[held]
             accuracy = (guess.argmax(1) == truth).double().mean().item()
             history.append([*figures, F.nll_loss(guess.log(), truth).item(), accuracy])
+            loss = sum(history[-1][::2])
+            check(math.isfinite(loss), f"the loss is {loss} at epoch {epoch + 1}: take a smaller --lr")
             state = (epoch + 1, history, model.state_dict(), average.state_dict(), optimizer.state_dict())
             if epoch + 1 == config.epochs:
                 state, weights = None, average.module.state_dict()
                 folds.append(dict(vocabulary=list(vocabulary), width=width, weights=weights, history=history))
             checkpoint.update(state=state, seconds=time.perf_counter() - started)
             write_whole(Path(config.out) / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
-            bar.update()
     return dict(config=asdict(config), classes=news.classes, seconds=checkpoint["seconds"], folds=folds)
 
 
 def load_checkpoint(path, device="cpu"):
     """(models, config) of a model.pt: a TransformerClassifier for each fold, in eval mode. Raises UserError."""
-    saved = load_torch(path)
-    config, models = Config(**saved["config"]), []
-    for fold in saved["folds"]:
-        vocabulary = {word: i for i, word in enumerate(fold["vocabulary"])}
-        models.append(TransformerClassifier(config, vocabulary, len(saved["classes"]), fold["width"]))
-        models[-1].load_state_dict(fold["weights"])
+    with saved_file(path) as saved:
+        config, models = Config(**saved["config"]), []
+        for fold in saved["folds"]:
+            vocabulary = {word: i for i, word in enumerate(fold["vocabulary"])}
+            models.append(TransformerClassifier(config, vocabulary, len(saved["classes"]), fold["width"]))
+            models[-1].load_state_dict(fold["weights"])
     return [model.to(device).eval() for model in models], config
 
 
@@ -504,16 +506,11 @@ def evaluate(probabilities, labels, classes):
     p = right.double().mean().item()
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     gap = torch.bincount((confidence * 14.999).long(), confidence - right.double(), 15).abs().sum().item() / n
-    return dict(
-        oof_accuracy=p,
-        oof_accuracy_low=(centre - half) / (1 + z * z / n),
-        oof_accuracy_high=(centre + half) / (1 + z * z / n),
-        oof_loss_nats=F.nll_loss(probabilities.log(), labels).item(),
-        oof_calibration_error=gap,
-        precision=dict(zip(classes, (confusion.diag() / confusion.sum(0).clamp(min=1)).tolist(), strict=True)),
-        recall=dict(zip(classes, (confusion.diag() / confusion.sum(1)).tolist(), strict=True)),
-        confusion=confusion.tolist(),
-    )
+    low, high = ((centre + side * half) / (1 + z * z / n) for side in (-1, 1))
+    metrics = dict(oof_accuracy=p, oof_accuracy_low=low, oof_accuracy_high=high, oof_calibration_error=gap)
+    for name, total in (("precision", confusion.sum(0).clamp(min=1)), ("recall", confusion.sum(1))):
+        metrics[name] = dict(zip(classes, (confusion.diag() / total).tolist(), strict=True))
+    return metrics | dict(oof_loss_nats=F.nll_loss(probabilities.log(), labels).item(), confusion=confusion.tolist())
 
 
 @torch.no_grad()
@@ -578,9 +575,9 @@ def draw_attention(model, news, probabilities, held, path):
     figure = new_figure(12, 4.2 * len(rows) + 0.1)
     for i, row in enumerate(rows):
         part = figure.add_subfigure(figure.add_gridspec(len(rows), 1)[i])
-        words = news.train[row]
-        tokens = encode([words], model.vocabulary).to(model.position.device)
-        maps, ticks = model(tokens, return_attention=True)[1][-1][0].cpu(), range(len(words))
+        tokens = encode([news.train[row]], model.vocabulary).to(model.position.device)
+        words = [word[:40] for word in news.train[row]]
+        maps, ticks = model(tokens, return_attention=True)[1][-1][0].cpu().numpy(), range(len(words))
         true, predicted = (news.classes[k[row]] for k in (news.labels, guess))
         part.suptitle(f"true {true}, predicted {predicted} ({confidence[row]:.0%})", fontsize=10)
         upper, lower = part.subfigures(2, height_ratios=(4, 1))
@@ -601,15 +598,23 @@ def draw_attention(model, news, probabilities, held, path):
 # ---------------------------------------------------------------------------------------------------------------- main
 
 
+def check_size(config, longest):
+    """Refuse sizes that would take over some 8 GB, before hours are spent on them: in encoder weights, their copies in
+    optimizer, average and folds, or in attention maps of a batch of the longest texts. Raises UserError."""
+    weights = config.nlayers * config.d_model * (4 * config.d_model + 2 * config.d_hid) * (8 + 2 * config.folds)
+    maps = config.nlayers * config.nhead * longest**2 * max(config.batch_size, 256) * 4
+    check(weights + maps < 2e9, "too large for memory at --d-model, --nlayers, --max-len ...: take smaller sizes")
+
+
 def main(argv=None):
     """Train, predict, evaluate, draw; returns what it writes to metrics.json. Raises UserError."""
     started, config = time.perf_counter(), parse_args(argv)
-    heads = f"--d-model {config.d_model} is no multiple of the heads at --nhead {config.nhead}"
-    check(config.d_model % config.nhead == 0, f"{heads}: change either")
+    check(config.d_model % config.nhead == 0, f"no divisor of {config.d_model} at --nhead {config.nhead}: take one")
     config.epochs = 1 if config.dry_run else config.epochs
     device, out = choose_device(config.device), Path(config.out)
     news = load_news(config)
     vectors = read_vectors(config.embeddings, {word for document in news.train + news.test for word in document})
+    check_size(config, max(map(len, news.train + news.test)))
     config.lr = config.lr or (5e-4 if vectors else 2e-3)
     fold_of = assign_folds(news.labels, config.folds, config.seed)
     trained = train_folds(config, news, fold_of, vectors, device)
@@ -623,8 +628,9 @@ def main(argv=None):
         oof[fold_of == fold] = predict(model, held)
         test += predict(model, encode(news.test, model.vocabulary).to(device)) / len(models)
         deleted.append(deletion_test(model, held))
-    rows = [f"{row},{news.classes[k]}\n" for row, k in zip(news.test_ids, test.argmax(1), strict=True)]
-    write_whole(config.submission, lambda file: file.write("".join(["Id,Category\n", *rows]).encode()))
+    table, rows = io.StringIO(), zip(news.test_ids, (news.classes[k] for k in test.argmax(1)), strict=True)
+    csv.writer(table, lineterminator="\n").writerows([("Id", "Category"), *rows])
+    write_whole(config.submission, lambda file: file.write(table.getvalue().encode()))
 
     histories = [fold["history"] for fold in trained["folds"]]
     metrics = evaluate(oof, news.labels, news.classes)
@@ -637,11 +643,8 @@ def main(argv=None):
     draw_attention(models[0], news, oof, fold_of == 0, out / "attention.png")
     write_metrics(config, argv, device, metrics, started)
 
-    low, p, high = (metrics[f"oof_accuracy{end}"] for end in ("_low", "", "_high"))
-    print(f"out-of-fold accuracy  {p:.4f} (95%: {low:.4f} to {high:.4f})")
-    print(f"training time         {metrics['train_seconds']:.0f} s on {device}")
-    print(f"for Kaggle            {config.submission}")
-    print(f"figures and pictures  {out}")
+    print("out of fold  {oof_accuracy:.4f} (95%: {oof_accuracy_low:.4f} to {oof_accuracy_high:.4f})".format(**metrics))
+    print(f"trained in   {trained['seconds']:.0f} s on {device}; {config.submission} for Kaggle, pictures in {out}")
     return metrics
 
 

@@ -9,7 +9,6 @@ samples, samples_aggregate, interpolation and posterior. On the 21,551 real face
 dimension, at a PSNR of 21.3 dB, after 6 minutes on 2 cores.
 """
 
-import argparse
 import contextlib
 import hashlib
 import io
@@ -19,6 +18,7 @@ import os
 import sys
 import time
 import zipfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Config:
     kl_weight: float = option(1.0, "lambda, the weight of the KL term in training", 0, 1e6)
     latent_dim: int = option(352, "dimensions of z", 1, 1024)
     epochs: int = option(4, "passes over the training faces", 1, 10000)
-    batch_size: int = option(32, "faces a step", 1, 65536)
+    batch_size: int = option(32, "faces a step", 1, 2048)
     lr: float = option(1e-3, "peak learning rate", 1e-9, 1e6)
     seed: int = option(0, "seed of weights, order and noise (the split never changes)", 0, 2**31 - 1)
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
@@ -63,8 +63,7 @@ class Config:
 
 def parse_args(argv=None):
     """Config from the command line, where each of its fields is an option. Raises UserError."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.error = lambda message: check(False, f"{message} at the command line: see --help")
     for f in fields(Config):
         about = f.metadata["help"] + ("" if f.default is None or f.type is bool else " (default: %(default)s)")
@@ -107,16 +106,16 @@ def course_file(folder, name):
     """(path of a course file, whether it is made data); only if no folder is named may data/sample stand in."""
     beside = Path(__file__).resolve().parent / "data"
     path = Path(folder or beside) / name
-    if made := not folder and not path.is_file():
+    if made := not folder and not os.path.isfile(path):
         path = beside / "sample" / name
         print(f"notice: no {name} in {beside}, so {path} is taken: the results are of made data", file=sys.stderr)
-    check(path.is_file(), f"no {name} at {path.parent}: put it there or name its folder by --data")
+    check(os.path.isfile(path), f"no {name} at {path.parent}: put it there or name its folder by --data")
     return path, made
 
 
 def write_whole(path, write):
     """Put what write(buffer) writes at `path`, whole or not at all: beside it first, then moved into place."""
-    buffer, part = io.BytesIO(), Path(path).with_name(f".{Path(path).name}.part")
+    buffer, part = io.BytesIO(), Path(path).parent / f".{Path(path).name}.part"
     write(buffer)
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -126,16 +125,19 @@ def write_whole(path, write):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise UserError(f"cannot write ({error.strerror}) at {path}: make room or name another place") from error
+        raise UserError(f"cannot write ({error.strerror}) at {Path(path)}: make room or name another place") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
 
 
-def load_torch(path):
-    """What torch.save wrote, on the CPU. Raises UserError for anything else; runs no code from the file."""
+@contextlib.contextmanager
+def saved_file(path):
+    """What torch.save wrote at `path`, on the CPU; runs no code from it. UserError if that, or the block, fails."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            check(not archive.testzip(), "damaged")  # torch looks at no checksum
+        yield torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a missing, damaged or foreign file
         raise UserError(f"nothing that this script saved at {path}: delete it and train again") from error
 
@@ -146,11 +148,11 @@ def load_resume(config, data):
     run = {name: value for name, value in asdict(config).items() if name not in aside}
     run["data hash"] = hashlib.sha256(data).hexdigest()[:12]
     path = Path(config.out) / "checkpoint.pt"
-    if not (config.resume and path.exists()):
+    if not (config.resume and os.path.lexists(path)):
         return {"run": run}
-    checkpoint = load_torch(path)
-    theirs = checkpoint.get("run", {}) if isinstance(checkpoint, dict) else {}
-    other = ", ".join(f"{key} {theirs.get(key)}, not {run[key]}" for key in run if theirs.get(key) != run[key])
+    with saved_file(path) as checkpoint:
+        theirs = checkpoint["run"]
+        other = ", ".join(f"{key} {theirs.get(key)}, not {run[key]}" for key in run if theirs.get(key) != run[key])
     check(not other, f"checkpoint of another run ({other}) at {path}: give its options or leave out --resume")
     return checkpoint
 
@@ -158,17 +160,17 @@ def load_resume(config, data):
 def write_metrics(config, argv, device, metrics, started):
     """Write metrics.json: the figures, the seconds since `started`, and what it takes to get them again."""
     versions = dict(python=sys.version.split()[0], torch=torch.__version__, numpy=np.__version__)
-    argv = sys.argv[1:] if argv is None else list(argv)
-    metrics |= dict(argv=argv, config=asdict(config), seed=config.seed, device=str(device), versions=versions)
-    metrics["wall_seconds"] = time.perf_counter() - started
+    metrics |= dict(argv=sys.argv[1:] if argv is None else list(argv), config=asdict(config), seed=config.seed)
+    metrics |= dict(device=str(device), versions=versions, wall_seconds=time.perf_counter() - started)
     write_whole(Path(config.out) / "metrics.json", lambda f: f.write(json.dumps(metrics, indent=1).encode()))
 
 
 def new_figure(width, height, title=None):
     """A matplotlib figure of so many inches; `lambda f: figure.savefig(f)` hands it to write_whole."""
-    from matplotlib.figure import Figure
+    import matplotlib.figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    matplotlib.rcParams["text.parse_math"] = False  # a $ is a $
+    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained", dpi=120)
     figure.suptitle(title)
     return figure
 
@@ -208,19 +210,20 @@ def load_images(config):
     path, made = course_file(config.data, "anime-faces.zip")
     images, bad = [], []
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if Path(name).suffix.lower() in SUFFIXES]
-            names = [name for name in names if not Path(name).name.startswith("._")]  # crumbs of macOS
-            for name in tqdm(names, "reading faces", unit=" images", disable=None):
-                try:
-                    check(archive.getinfo(name).file_size <= TOO_BIG, f"over {TOO_BIG} bytes")
-                    images.append(read_image(archive.read(name)))
-                except (UserError, Image.DecompressionBombError) as error:
-                    raise UserError(f"image too big ({error}) at {path}, {name}: take it out of the zip") from None
-                except Exception as error:  # Pillow and zipfile raise a dozen kinds for damaged files
-                    bad.append(f"{name} ({type(error).__name__})")
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # zipfile raises a dozen kinds for damaged files, as does Pillow
         raise UserError(f"no zip that can be read ({error}) at {path}: take the course's file again") from error
+    with archive:
+        names = [name for name in archive.namelist() if Path(name).suffix.lower() in SUFFIXES]
+        names = [name for name in names if not Path(name).name.startswith("._")]  # crumbs of macOS
+        for name in tqdm(names, "reading faces", unit=" images", disable=None):
+            try:
+                check(archive.getinfo(name).file_size <= TOO_BIG, f"over {TOO_BIG} bytes")
+                images.append(read_image(archive.read(name)))
+            except (UserError, Image.DecompressionBombError) as error:
+                raise UserError(f"image too big ({error}) at {path}, {name}: take it out of the zip") from None
+            except Exception as error:
+                bad.append(f"{name} ({type(error).__name__})")
     if bad:
         print(f"notice: {len(bad)} unreadable images left out, such as {', '.join(bad[:5])}", file=sys.stderr)
     check(len(images) >= 640, f"{len(images)} readable images at {path}: at least 640 are needed")
@@ -366,10 +369,7 @@ def train_epoch(config, model, average, optimizer, images, epoch):
         optimizer.step()
         average.update_parameters(model)
         figures.append(torch.stack([reconstruction.detach(), kl.detach()]))
-    reconstruction, kl = torch.stack(figures).mean(0).tolist()
-    loss = reconstruction + config.kl_weight * kl
-    check(math.isfinite(loss), f"the loss is {loss} at epoch {epoch + 1}: take a smaller --lr")
-    return reconstruction, kl
+    return torch.stack(figures).mean(0).tolist()
 
 
 def train(config, images, validation, device):
@@ -386,9 +386,10 @@ def train(config, images, validation, device):
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=1e-3, fused=True)
     images, validation, history = images.to(device), validation.to(device), []
     if "state" in checkpoint:
-        history, *states = checkpoint["state"]
-        for part, state in zip((model, average, optimizer), states, strict=True):
-            part.load_state_dict(state)
+        with saved_file(Path(config.out) / "checkpoint.pt"):
+            history, *states = checkpoint["state"]
+            for part, state in zip((model, average, optimizer), states, strict=True):
+                part.load_state_dict(state)
     for epoch in tqdm(range(len(history), config.epochs), unit="epoch", disable=None):
         seed_everything(config.seed, epoch)
         figures = train_epoch(config, model, average, optimizer, images, epoch)
@@ -396,6 +397,8 @@ def train(config, images, validation, device):
         kl = kl_divergence(*posterior).sum(1).mean().item()
         history.append([*figures, reconstruction, kl])
         loss = reconstruction + config.kl_weight * kl
+        finite = all(map(math.isfinite, history[-1]))
+        check(finite, f"the terms of the loss are {history[-1]} at epoch {epoch + 1}: take a smaller --lr")
         if loss < checkpoint.get("loss", math.inf):
             weights = {name: weight.clone() for name, weight in average.module.state_dict().items()}
             checkpoint.update(loss=loss, weights=weights, epoch=epoch + 1)
@@ -408,10 +411,10 @@ def train(config, images, validation, device):
 
 def load_checkpoint(path, device="cpu"):
     """(model, config) of a model.pt, the model in eval mode. Raises UserError."""
-    saved = load_torch(path)
-    config = Config(**saved["config"])
-    model = VAE(config.latent_dim)
-    model.load_state_dict(saved["weights"])
+    with saved_file(path) as saved:
+        config = Config(**saved["config"])
+        model = VAE(config.latent_dim)
+        model.load_state_dict(saved["weights"])
     return model.to(device).eval(), config
 
 
@@ -456,7 +459,7 @@ def sliced_wasserstein(one, two, patches=32, projections=128):
             top, left = torch.randint(0, H - 6, (2, N * patches, 1), generator=generator) + torch.arange(7)
             which = torch.arange(N).repeat_interleave(patches)[:, None, None]
             part = images[which, :, top[:, :, None], left[:, None]]  # (N * patches, 7, 7, C)
-            descriptors.append(((part - part.mean((0, 1, 2))) / part.std((0, 1, 2))).flatten(1))
+            descriptors.append(((part - part.mean((0, 1, 2))) / part.std((0, 1, 2)).clamp(min=1e-12)).flatten(1))
         directions = F.normalize(torch.randn(49 * C, projections, generator=generator), dim=0).to(one.device)
         a, b = ((part @ directions).sort(0).values for part in descriptors)
         distances.append(1000 * (a - b).abs().mean().item())
@@ -477,21 +480,14 @@ def evaluate(model, train, test, codes, kl_weight):
     for name, z in dict(reconstructions=mean, **codes).items():
         sets[name] = torch.cat([model.decode(part) for part in z.split(500)])
     mse = (sets["reconstructions"] - real).square().flatten(1).mean(1).mean().item()
-    metrics = dict(
-        elbo_nats=-loss,
-        negative_elbo_nats=loss,
-        bits_per_dim=8 + loss / (PIXELS * math.log(2)),
-        reconstruction_nats=reconstruction,
-        kl_nats=kl.sum().item(),
-        mse=mse,
-        psnr_db=-10 * math.log10(mse),
-        sigma=model.variance.sqrt().item(),
-        active_units=int((mean.var(0) > ACTIVE).sum()),
-        components_above_lambda_variance=int((model.deviations.square() > kl_weight * model.variance).sum()),
-        kl_per_dimension_nats=kl.tolist(),
-        posterior_variance_mean=logvar.exp().mean().item(),
-        posterior_variance_of_mean=mean.var(0).mean().item(),
-    )
+    metrics = dict(elbo_nats=-loss, negative_elbo_nats=loss, bits_per_dim=8 + loss / (PIXELS * math.log(2)))
+    metrics |= dict(reconstruction_nats=reconstruction, kl_nats=kl.sum().item(), mse=mse)
+    metrics |= dict(psnr_db=-10 * math.log10(max(mse, 1e-12)), sigma=model.variance.sqrt().item())
+    metrics |= dict(active_units=int((mean.var(0) > ACTIVE).sum()), kl_per_dimension_nats=kl.tolist())
+    above = model.deviations.square() > kl_weight * model.variance
+    metrics |= dict(components_above_lambda_variance=int(above.sum()))
+    metrics |= dict(posterior_variance_mean=logvar.exp().mean().item())
+    metrics |= dict(posterior_variance_of_mean=mean.var(0).mean().item())
     for name, images in sets.items():
         metrics[f"swd_{name}_by_level"] = sliced_wasserstein(images, real)
         metrics[f"swd_{name}"] = sum(metrics[f"swd_{name}_by_level"]) / 3
@@ -609,7 +605,8 @@ def main(argv=None):
         saved["weights"]["variance"].fill_(best_variance(model, images[:5000]))
         write_whole(out / "model.pt", lambda file: torch.save(saved, file))
     model, trained = load_checkpoint(out / "model.pt", device)
-    saved = load_torch(out / "model.pt")
+    with saved_file(out / "model.pt") as saved:
+        history, best_epoch, train_seconds = (saved[name] for name in ("history", "epoch", "seconds"))
 
     seed_everything(config.seed)
     images, test = images.to(device), test.to(device)
@@ -617,7 +614,7 @@ def main(argv=None):
     codes = dict(prior=torch.randn(len(test), trained.latent_dim, device=device))
     codes["aggregate"] = aggregate_codes(*posterior, len(test)).to(device)
     metrics, mean, logvar = evaluate(model, images, test, codes, trained.kl_weight)
-    metrics |= dict(kl_weight=trained.kl_weight, best_epoch=saved["epoch"], train_seconds=saved["seconds"])
+    metrics |= dict(kl_weight=trained.kl_weight, best_epoch=best_epoch, train_seconds=train_seconds)
     metrics |= dict(train_images=len(images), test_images=len(test), made_data=made)
     metrics |= dict(parameters=sum(p.numel() for p in model.parameters()))
 
@@ -626,7 +623,7 @@ def main(argv=None):
     draw_samples(model, samples, caption, out / "samples.png")
     samples["from a Gaussian fitted to the codes"] = codes["aggregate"][:64]
     draw_samples(model, samples, caption, out / "samples_aggregate.png")
-    draw_curves(saved["history"], trained.kl_weight, caption, out / "curves.png")
+    draw_curves(history, trained.kl_weight, caption, out / "curves.png")
     draw_reconstructions(model, x[:64], caption, out / "reconstructions.png")
     draw_interpolation(model, x[:16], caption, out / "interpolation.png")
     draw_posterior(x[:1], mean, logvar, caption, out / "posterior.png")

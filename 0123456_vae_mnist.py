@@ -9,7 +9,6 @@ samples, interpolation and posterior; at lambda = 0 also samples_aggregate. On t
 on those held out, after 8 minutes on 2 cores.
 """
 
-import argparse
 import contextlib
 import copy
 import hashlib
@@ -20,6 +19,7 @@ import os
 import sys
 import time
 import zipfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 LOGVAR_BOUND = 10.0  # keeps exp(logvar) finite
 REFINE_STEPS, REFINE_LR = 20, 0.04  # of the posterior, once trained; the rate falls to 0
+TOO_BIG = 256_000_000  # bytes of the array of images
 ACTIVE = 0.01  # a latent dimension is active if E[z|x] varies more than this over the images (Burda et al. 2016)
 
 # ------------------------------------------------------------------------------------------------------------ settings
@@ -49,7 +50,7 @@ class Config:
     kl_weight: float = option(1.0, "lambda, the weight of the KL term in training", 0, 1e6)
     latent_dim: int = option(32, "dimensions of z", 1, 1024)
     epochs: int = option(40, "passes over the training digits", 1, 10000)
-    batch_size: int = option(128, "digits a step", 1, 65536)
+    batch_size: int = option(128, "digits a step", 1, 4096)
     lr: float = option(3e-3, "peak learning rate", 1e-9, 1e6)
     seed: int = option(0, "seed of weights, order and noise (the split never changes)", 0, 2**31 - 1)
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
@@ -60,8 +61,7 @@ class Config:
 
 def parse_args(argv=None):
     """Config from the command line, where each of its fields is an option. Raises UserError."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.error = lambda message: check(False, f"{message} at the command line: see --help")
     for f in fields(Config):
         about = f.metadata["help"] + ("" if f.default is None or f.type is bool else " (default: %(default)s)")
@@ -104,16 +104,16 @@ def course_file(folder, name):
     """(path of a course file, whether it is made data); only if no folder is named may data/sample stand in."""
     beside = Path(__file__).resolve().parent / "data"
     path = Path(folder or beside) / name
-    if made := not folder and not path.is_file():
+    if made := not folder and not os.path.isfile(path):
         path = beside / "sample" / name
         print(f"notice: no {name} in {beside}, so {path} is taken: the results are of made data", file=sys.stderr)
-    check(path.is_file(), f"no {name} at {path.parent}: put it there or name its folder by --data")
+    check(os.path.isfile(path), f"no {name} at {path.parent}: put it there or name its folder by --data")
     return path, made
 
 
 def write_whole(path, write):
     """Put what write(buffer) writes at `path`, whole or not at all: beside it first, then moved into place."""
-    buffer, part = io.BytesIO(), Path(path).with_name(f".{Path(path).name}.part")
+    buffer, part = io.BytesIO(), Path(path).parent / f".{Path(path).name}.part"
     write(buffer)
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -123,16 +123,19 @@ def write_whole(path, write):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise UserError(f"cannot write ({error.strerror}) at {path}: make room or name another place") from error
+        raise UserError(f"cannot write ({error.strerror}) at {Path(path)}: make room or name another place") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
 
 
-def load_torch(path):
-    """What torch.save wrote, on the CPU. Raises UserError for anything else; runs no code from the file."""
+@contextlib.contextmanager
+def saved_file(path):
+    """What torch.save wrote at `path`, on the CPU; runs no code from it. UserError if that, or the block, fails."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            check(not archive.testzip(), "damaged")  # torch looks at no checksum
+        yield torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a missing, damaged or foreign file
         raise UserError(f"nothing that this script saved at {path}: delete it and train again") from error
 
@@ -143,11 +146,11 @@ def load_resume(config, data):
     run = {name: value for name, value in asdict(config).items() if name not in aside}
     run["data hash"] = hashlib.sha256(data).hexdigest()[:12]
     path = Path(config.out) / "checkpoint.pt"
-    if not (config.resume and path.exists()):
+    if not (config.resume and os.path.lexists(path)):
         return {"run": run}
-    checkpoint = load_torch(path)
-    theirs = checkpoint.get("run", {}) if isinstance(checkpoint, dict) else {}
-    other = ", ".join(f"{key} {theirs.get(key)}, not {run[key]}" for key in run if theirs.get(key) != run[key])
+    with saved_file(path) as checkpoint:
+        theirs = checkpoint["run"]
+        other = ", ".join(f"{key} {theirs.get(key)}, not {run[key]}" for key in run if theirs.get(key) != run[key])
     check(not other, f"checkpoint of another run ({other}) at {path}: give its options or leave out --resume")
     return checkpoint
 
@@ -155,17 +158,17 @@ def load_resume(config, data):
 def write_metrics(config, argv, device, metrics, started):
     """Write metrics.json: the figures, the seconds since `started`, and what it takes to get them again."""
     versions = dict(python=sys.version.split()[0], torch=torch.__version__, numpy=np.__version__)
-    argv = sys.argv[1:] if argv is None else list(argv)
-    metrics |= dict(argv=argv, config=asdict(config), seed=config.seed, device=str(device), versions=versions)
-    metrics["wall_seconds"] = time.perf_counter() - started
+    metrics |= dict(argv=sys.argv[1:] if argv is None else list(argv), config=asdict(config), seed=config.seed)
+    metrics |= dict(device=str(device), versions=versions, wall_seconds=time.perf_counter() - started)
     write_whole(Path(config.out) / "metrics.json", lambda f: f.write(json.dumps(metrics, indent=1).encode()))
 
 
 def new_figure(width, height, title=None):
     """A matplotlib figure of so many inches; `lambda f: figure.savefig(f)` hands it to write_whole."""
-    from matplotlib.figure import Figure
+    import matplotlib.figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    matplotlib.rcParams["text.parse_math"] = False  # a $ is a $
+    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained", dpi=120)
     figure.suptitle(title)
     return figure
 
@@ -193,15 +196,17 @@ def load_images(config):
     path, made = course_file(config.data, "TibetanMNIST.npz")
     try:
         with np.load(path, allow_pickle=False) as archive:
+            size = archive.zip.getinfo("image.npy").file_size
+            check(size <= TOO_BIG, f"{size} bytes of images, over {TOO_BIG}")
             images = archive["image"]
-    except (ValueError, OSError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
         raise UserError(f"no npz with an array `image` ({error}) at {path}: take the course's file again") from error
     images = images.reshape([size for i, size in enumerate(images.shape) if i == 0 or size != 1])
     shape = f"image is {images.dtype} {images.shape} at {path}"
     fine = images.shape[1:] == (28, 28) and images.dtype.kind in "buif"
     check(fine and len(images) >= 640, f"{shape}: uint8 (N, 28, 28), at least 640 images, is needed")
     check(0 <= images.min() and images.max() <= 255, f"values out of 0 to 255 at {path}: scale them")  # NaN too
-    images = images * 255.0 if images.max() <= 1 else images
+    images = images * np.float32(255) if images.max() <= 1 else images
     return torch.from_numpy(images.astype(np.uint8))[:, None], made
 
 
@@ -347,10 +352,7 @@ def train_epoch(config, model, average, optimizer, images, epoch):
         optimizer.step()
         average.update_parameters(model)
         figures.append(torch.stack([reconstruction.detach(), kl.detach()]))
-    reconstruction, kl = torch.stack(figures).mean(0).tolist()
-    loss = reconstruction + config.kl_weight * kl
-    check(math.isfinite(loss), f"the loss is {loss} at epoch {epoch + 1}: take a smaller --lr")
-    return reconstruction, kl
+    return torch.stack(figures).mean(0).tolist()
 
 
 def train(config, images, validation, device):
@@ -367,9 +369,10 @@ def train(config, images, validation, device):
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=1e-3, fused=True)
     images, validation, history = images.to(device), validation.to(device), []
     if "state" in checkpoint:
-        history, *states = checkpoint["state"]
-        for part, state in zip((model, average, optimizer), states, strict=True):
-            part.load_state_dict(state)
+        with saved_file(Path(config.out) / "checkpoint.pt"):
+            history, *states = checkpoint["state"]
+            for part, state in zip((model, average, optimizer), states, strict=True):
+                part.load_state_dict(state)
     for epoch in tqdm(range(len(history), config.epochs), unit="epoch", disable=None):
         seed_everything(config.seed, epoch)
         figures = train_epoch(config, model, average, optimizer, images, epoch)
@@ -377,6 +380,8 @@ def train(config, images, validation, device):
         kl = kl_divergence(*posterior).sum(1).mean().item()
         history.append([*figures, reconstruction, kl])
         loss = reconstruction + config.kl_weight * kl
+        finite = all(map(math.isfinite, history[-1]))
+        check(finite, f"the terms of the loss are {history[-1]} at epoch {epoch + 1}: take a smaller --lr")
         if loss < checkpoint.get("loss", math.inf):
             weights = {name: weight.clone() for name, weight in average.module.state_dict().items()}
             checkpoint.update(loss=loss, weights=weights, epoch=epoch + 1)
@@ -389,10 +394,10 @@ def train(config, images, validation, device):
 
 def load_checkpoint(path, device="cpu"):
     """(model, config) of a model.pt, the model in eval mode. Raises UserError."""
-    saved = load_torch(path)
-    config = Config(**saved["config"])
-    model = VAE(config.latent_dim, REFINE_STEPS, config.kl_weight)
-    model.load_state_dict(saved["weights"])
+    with saved_file(path) as saved:
+        config = Config(**saved["config"])
+        model = VAE(config.latent_dim, REFINE_STEPS, config.kl_weight)
+        model.load_state_dict(saved["weights"])
     return model.to(device).eval(), config
 
 
@@ -552,19 +557,20 @@ def main(argv=None):
         saved = train(config, images, validation, device)
         write_whole(out / "model.pt", lambda file: torch.save(saved, file))
     model, trained = load_checkpoint(out / "model.pt", device)
-    saved = load_torch(out / "model.pt")
+    with saved_file(out / "model.pt") as saved:
+        history, best_epoch, train_seconds = (saved[name] for name in ("history", "epoch", "seconds"))
 
     seed_everything(config.seed)
     images, test = images.to(device), test.to(device)
     metrics, mean, logvar = evaluate(model, images, test, *((10, 20) if config.dry_run else ()))
-    metrics |= dict(kl_weight=trained.kl_weight, best_epoch=saved["epoch"], train_seconds=saved["seconds"])
+    metrics |= dict(kl_weight=trained.kl_weight, best_epoch=best_epoch, train_seconds=train_seconds)
     metrics |= dict(train_images=len(images), test_images=len(test), made_data=made)
     metrics["parameters"] = sum(p.numel() for p in model.parameters())
 
     x, caption = to_float(test), f"lambda = {trained.kl_weight:g}"
     prior = torch.randn(64, trained.latent_dim, device=device)
     codes = {"from the prior, N(0, I)": prior}
-    draw_curves(saved["history"], trained.kl_weight, caption, out / "curves.png")
+    draw_curves(history, trained.kl_weight, caption, out / "curves.png")
     draw_reconstructions(model, x[:64], caption, out / "reconstructions.png")
     draw_samples(model, codes, caption, out / "samples.png")
     draw_interpolation(model, x[:16], caption, out / "interpolation.png")
