@@ -252,9 +252,8 @@ def load_news(config):
         texts = map(" ".join, zip(table["title"], table["content"], strict=True))
         return [tokenizer.tokenize(clean(text))[: config.max_len] for text in texts]
 
-    return News(
-        tokens(train), torch.tensor([*map(classes.index, train["label"])]), classes, tokens(test), test["id"], made
-    )
+    labels = torch.tensor([classes.index(label) for label in train["label"]])
+    return News(tokens(train), labels, classes, tokens(test), test["id"], made)
 
 
 def read_vectors(embeddings, words):
@@ -472,8 +471,7 @@ def train_folds(config, news, fold_of, vectors, device):
             guess, truth = predict(model, tokens[held]), news.labels[held]
             accuracy = (guess.argmax(1) == truth).double().mean().item()
             history.append([*figures, F.nll_loss(guess.log(), truth).item(), accuracy])
-            loss = sum(history[-1][::2])
-            check(math.isfinite(loss), f"the loss is {loss} at epoch {epoch + 1}: take a smaller --lr")
+            check(math.isfinite(sum(history[-1])), f"loss not finite at epoch {epoch + 1}: take a smaller --lr")
             state = (epoch + 1, history, model.state_dict(), average.state_dict(), optimizer.state_dict())
             if epoch + 1 == config.epochs:
                 state, weights = None, average.module.state_dict()

@@ -380,8 +380,7 @@ def train(config, images, validation, device):
         kl = kl_divergence(*posterior).sum(1).mean().item()
         history.append([*figures, reconstruction, kl])
         loss = reconstruction + config.kl_weight * kl
-        finite = all(map(math.isfinite, history[-1]))
-        check(finite, f"the terms of the loss are {history[-1]} at epoch {epoch + 1}: take a smaller --lr")
+        check(math.isfinite(sum(history[-1])), f"loss not finite at epoch {epoch + 1}: take a smaller --lr")
         if loss < checkpoint.get("loss", math.inf):
             weights = {name: weight.clone() for name, weight in average.module.state_dict().items()}
             checkpoint.update(loss=loss, weights=weights, epoch=epoch + 1)
