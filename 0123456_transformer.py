@@ -419,7 +419,7 @@ def train_epoch(config, model, optimizer, tokens, labels, epoch):
     model.train()
     chance = torch.rand(len(tokens), config.max_len, device=tokens.device)[:, : tokens.size(1)]
     kept = (tokens != PAD) & (chance >= config.word_dropout)
-    places = kept.int().argsort(dim=1, descending=True, stable=True)  # (N, T), of the words kept, then of the others
+    places = kept.int().argsort(dim=1, descending=True, stable=True)  # (N, T), of the words kept first
     tokens, lengths = tokens.masked_fill(~kept, PAD).gather(1, places), kept.sum(1)
     groups = (lengths + 4 * torch.rand(len(tokens), device=tokens.device)).argsort().split(config.batch_size)
     longest = torch.stack([lengths[rows].max() for rows in groups]).clamp(min=1).tolist()

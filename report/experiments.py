@@ -27,6 +27,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from ablations import ABLATIONS, change
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,49 +56,6 @@ RUNS = {
     "vae_anime_kl100": ("vae_anime", "--kl-weight 100", (*PICTURES, "samples_aggregate")),
     "vae_anime_kl0.1": ("vae_anime", "--kl-weight 0.1 --epochs 1", ("posterior", "samples")),
     "vae_anime_kl10": ("vae_anime", "--kl-weight 10 --epochs 1", ("posterior", "samples")),
-}
-
-# (group, setting): (options, lines of the script to change {old: new}); all else as the script has it.
-ABLATIONS = {
-    **{("tokenizer", name): (f"--tokenizer {name}", {}) for name in ("whitespace", "treebank", "toktok", "tweet")},
-    ("tokenizer", "wordpunct"): ("", {}),
-    ("embeddings", "GloVe, 100 wide"): ("", {}),
-    ("embeddings", "none"): ("--embeddings none", {}),
-    **{("layers", str(n)): (f"--nlayers {n}", {}) for n in (1, 2, 3)},
-    **{("heads", str(n)): (f"--nhead {n}", {}) for n in (1, 2, 4, 8)},
-    **{("d_model", str(n)): (f"--d-model {n}", {}) for n in (64, 128, 256)},
-    **{("d_hid", str(n)): (f"--d-hid {n}", {}) for n in (128, 256, 512)},
-    **{("dropout", str(share)): (f"--dropout {share}", {}) for share in (0.0, 0.1, 0.3)},
-    **{("dropout", f"words {share}"): (f"--word-dropout {share}", {}) for share in (0.0, 0.25)},
-    ("pooling", "max"): ("", {}),
-    ("pooling", "mean"): (
-        "",
-        {
-            "logits = self.classify(x.amax(1))": "logits = self.classify(x.sum(1) / mask.sum(1, keepdim=True))",
-            "torch.finfo(x.dtype).min)\n        logits": "0)\n        logits",
-        },
-    ),
-    ("pooling", "first token"): (
-        "",
-        {
-            "x.amax(1)": "x[:, 0]",
-            "self.norm(x).masked_fill(~mask[..., None], torch.finfo(x.dtype).min)": "self.norm(x)",
-        },
-    ),
-    ("optimizer", "AdamW"): ("", {}),
-    ("optimizer", "Adam"): ("", {"torch.optim.AdamW": "torch.optim.Adam"}),
-    ("optimizer", "SGD, momentum 0.9"): (
-        "--lr 0.05",
-        {"AdamW(model.parameters(), config.lr, betas=(0.9, 0.98)": "SGD(model.parameters(), config.lr, momentum=0.9"},
-    ),
-    ("activation", "GELU"): ("", {}),
-    **{("activation", name): ("", {"nn.GELU()": f"nn.{name}()"}) for name in ("ReLU", "Tanh", "SiLU")},
-    ("scheduler", "warm-up, linear decay"): ("", {}),
-    ("scheduler", "warm-up, half cosine"): (
-        "",
-        {"min(10 * done + 1e-3, 1 - done)": "min(10 * done + 1e-3, (1 + math.cos(math.pi * done)) / 2)"},
-    ),
-    ("scheduler", "none"): ("", {"config.lr * min(10 * done + 1e-3, 1 - done)": "config.lr"}),
 }
 
 
@@ -144,7 +102,7 @@ def ablations(data, commit):
 def run_changed(options, changes, seed, data):
     """Metrics of the classifier with options and with lines of its source changed."""
     source = (ROOT / "0123456_transformer.py").read_text()
-    for old, new in changes.items():
+    for old, new in change(changes).items():
         assert source.count(old) == 1, f"{source.count(old)} times in the script: {old}"
         source = source.replace(old, new)
     with tempfile.TemporaryDirectory() as folder:
