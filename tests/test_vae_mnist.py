@@ -1,21 +1,15 @@
 import json
 import math
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SAMPLE, error_line, run_script
+from conftest import SAMPLE, error_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-SCRIPT = ROOT / "0123456_vae_mnist.py"
 SMALL = ["--epochs", "3", "--latent-dim", "4", "--batch-size", "256", "--data", SAMPLE]
 PICTURES = {f"{name}.png" for name in ("curves", "reconstructions", "samples", "interpolation", "posterior")}
 V = None  # the script, as a module
@@ -27,10 +21,13 @@ def script(vae_mnist):
     V = vae_mnist
 
 
-@pytest.fixture
-def brief(monkeypatch):
-    """Few importance samples, to save time where they are not what is tested."""
-    monkeypatch.setattr(V.evaluate, "__defaults__", (10, 20))
+@pytest.fixture(scope="module", autouse=True)
+def brief(script):
+    """Fewer importance samples than DESIGN's 500 of 500 images, to save time."""
+    assert V.evaluate.__defaults__ == (500, 500)
+    V.evaluate.__defaults__ = (50, 200)
+    yield
+    V.evaluate.__defaults__ = (500, 500)
 
 
 def small_vae(latent_dim=3):
@@ -264,21 +261,13 @@ def test_bad_options(tmp_path, argv, part):
 def finished(tmp_path_factory):
     """The folder of a small run on the sample."""
     out = tmp_path_factory.mktemp("finished") / "out"
-    process = run_script(SCRIPT, *SMALL, "--out", out, cwd=out.parent)
-    assert process.returncode == 0, process.stderr
+    V.main([*map(str, SMALL), "--out", str(out)])
     return out
 
 
 def figures(out):
     metrics = json.loads((out / "metrics.json").read_text())
     return {name: value for name, value in metrics.items() if "seconds" not in name and name not in ("argv", "config")}
-
-
-def assert_same_run(one, two):
-    assert figures(one) == figures(two)
-    a, b = (torch.load(out / "model.pt", weights_only=True) for out in (one, two))
-    assert a["history"] == b["history"]
-    assert all(torch.equal(weight, b["weights"][name]) for name, weight in a["weights"].items())
 
 
 def test_run_writes_everything(finished):
@@ -301,34 +290,7 @@ def test_eval_only_makes_the_same_again(finished, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} >= PICTURES
 
 
-def test_same_seed_same_figures(finished, tmp_path):
-    V.main([*map(str, SMALL), "--out", str(tmp_path / "same")])
-    assert_same_run(finished, tmp_path / "same")
-
-
-def test_another_seed_gives_other_figures(finished, tmp_path, brief):
-    V.main([*map(str, SMALL), "--out", str(tmp_path), "--seed", "1"])
-    assert figures(finished)["elbo_nats"] != figures(tmp_path)["elbo_nats"]
-
-
-def test_killed_and_resumed_is_the_run_left_alone(finished, tmp_path):
-    command = [sys.executable, SCRIPT, *SMALL, "--out", "out", "--resume"]
-    quiet = dict(cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    moments, checkpoint, killed = random.Random(0), tmp_path / "out" / "checkpoint.pt", 0
-    for _ in range(3):
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        process = subprocess.Popen(command, **quiet)
-        while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before):
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.3))
-        process.kill()
-        killed += process.wait() == -signal.SIGKILL
-    assert killed >= 2
-    assert run_script(*command[1:], cwd=tmp_path).returncode == 0
-    assert_same_run(finished, tmp_path / "out")
-
-
-def test_a_heavy_kl_collapses_by_identity(tmp_path, brief):
+def test_a_heavy_kl_collapses_by_identity(tmp_path):
     """No information in z: the decoder gives every pixel's mean, whose entropy is the reconstruction term."""
     argv = "--kl-weight 100 --epochs 8 --batch-size 16 --latent-dim 4".split()
     metrics = V.main(["--data", str(SAMPLE), "--out", str(tmp_path), *argv])
@@ -336,6 +298,7 @@ def test_a_heavy_kl_collapses_by_identity(tmp_path, brief):
     assert metrics["train_reconstruction_nats"] == pytest.approx(metrics["pixel_entropy_nats"], rel=0.1)
 
 
-def test_no_kl_draws_the_aggregate(tmp_path, brief):
+def test_no_kl_draws_the_aggregate(tmp_path, monkeypatch):
+    monkeypatch.setattr(V, "REFINE_STEPS", 2)
     V.main([*map(str, SMALL), "--out", str(tmp_path), "--kl-weight", "0"])
     assert (tmp_path / "samples_aggregate.png").exists()
