@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, SAMPLE, run_script
 
 SCRIPTS = sorted(ROOT.glob("0123456_*.py"))
-ALLOWED = {"torch", "numpy", "pandas", "nltk", "matplotlib", "PIL", "tqdm"}
+ALLOWED = {"torch", "numpy", "nltk", "matplotlib", "PIL", "tqdm"}
 SECTIONS = ["settings", "run helpers", "data", "model", "loss and training", "evaluation", "figures", "main"]
 # Functions that several scripts have and that differ: which scripts have one of their own, and why.
 ALL, CLASSIFIER, FACES = ("transformer", "vae_mnist", "vae_anime"), ("transformer",), ("vae_anime",)
