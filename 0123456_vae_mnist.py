@@ -537,8 +537,9 @@ def aggregate_codes(mean, logvar, n):
     """n codes of the Gaussian (full covariance) that fits the encoded training images, samples of q(z|x) included."""
     mean, logvar = mean.cpu(), logvar.cpu()
     covariance = torch.atleast_2d(mean.T.cov()) + logvar.exp().mean(0).diag()
-    normal = torch.distributions.MultivariateNormal(mean.mean(0), covariance + 1e-6 * torch.eye(len(covariance)))
-    return normal.sample((n,))
+    covariance += 1e-6 * torch.eye(len(covariance))
+    check(torch.linalg.cholesky_ex(covariance)[1] == 0, "codes that no Gaussian fits at --lr: take a smaller one")
+    return torch.distributions.MultivariateNormal(mean.mean(0), covariance).sample((n,))
 
 
 # ---------------------------------------------------------------------------------------------------------------- main

@@ -351,7 +351,8 @@ def test_numbers_in_every_config_have_a_range(module):
         "--nlayers 24 --nhead 64 --batch-size 4096",
     ],
 )
-def test_sizes_beyond_memory_are_refused(transformer, tmp_path, argv):
+def test_sizes_beyond_memory_are_refused(transformer, tmp_path, monkeypatch, argv):
+    monkeypatch.setattr(transformer, "train_folds", None)  # is not reached
     line = error_line(transformer, "--data", SAMPLE, "--out", tmp_path / "out", *argv.split())
     assert "too large for memory" in line and not (tmp_path / "out").exists()
 
@@ -380,6 +381,20 @@ def assert_finite(saved):
             assert_finite(part)
         else:
             assert not isinstance(part, float | torch.Tensor) or bool(torch.as_tensor(part).isfinite().all())
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_codes_that_no_gaussian_fits(name, request):
+    """As a training that goes far astray, but stays finite, leaves them."""
+    module, mean = request.getfixturevalue(name), torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    assert module.aggregate_codes(mean, torch.zeros(50, 8), 5).shape == (5, 8)
+    with pytest.raises(module.UserError, match="--lr"):
+        module.aggregate_codes(1e9 * mean[:, :1].expand(50, 8), torch.full((50, 8), -10.0), 5)
+
+
+def test_no_such_device(module):
+    if not torch.cuda.is_available():
+        assert "--device cuda" in error_line(module, "--device", "cuda")
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
