@@ -4,8 +4,8 @@
     python 0123456_transformer.py --data DIR           the folder with train.csv and test.csv
     python 0123456_transformer.py --embeddings none    without pretrained word vectors
 
-Five encoders are trained, each on four fifths of train.csv. Each predicts the fifth that it has not seen
-(out-of-fold accuracy); their averaged probabilities for test.csv make the submission. The folder
+Three encoders are trained on each four fifths of train.csv. Their averaged probabilities predict the fifth that
+they have not seen (out-of-fold accuracy), and those of all fifteen make the submission. The folder
 results/transformer gets metrics.json, model.pt, curves.png, confusion.png and attention.png.
 """
 
@@ -26,14 +26,8 @@ from collections import Counter, namedtuple
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
-
 PAD, UNK = 0, 1  # token ids of <pad> and <unk>
+SAVE_EVERY = 10  # seconds between checkpoints, at least: an epoch takes less time than saving all models does
 NLTK = dict(whitespace="Whitespace", wordpunct="WordPunct", treebank="TreebankWord", toktok="Toktok", tweet="Tweet")
 
 # ------------------------------------------------------------------------------------------------------------ settings
@@ -59,10 +53,11 @@ class Config:
     nlayers: int = option(1, "encoder layers", 1, 24)
     dropout: float = option(0.1, "dropout on each residual branch", 0, 0.95)
     word_dropout: float = option(0.5, "share of the tokens left out at each training step", 0, 0.95)
-    folds: int = option(5, "fold models", 2, 100)
-    epochs: int = option(15, "passes over the training rows", 1, 10000)
+    folds: int = option(5, "parts of the rows, each predicted by models that have not seen it", 2, 100)
+    models: int = option(3, "models a fold, whose probabilities are averaged", 1, 20)
+    epochs: int = option(12, "passes over the training rows", 1, 10000)
     batch_size: int = option(32, "texts a step", 1, 4096)
-    lr: float = option(None, "peak learning rate (default: 5e-4 with pretrained vectors, 2e-3 without)", 1e-9, 1e6)
+    lr: float = option(None, "peak learning rate (default: 1e-3 with pretrained vectors, 2e-3 without)", 1e-9, 1e6)
     seed: int = option(0, "seed of all that is random", 0, 2**31 - 1)
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     resume: bool = option(False, "continue the run whose checkpoint lies in --out")
@@ -84,6 +79,16 @@ def parse_args(argv=None):
         check(fine, f"{value} out of range at --{f.name.replace('_', '-')}: give a number from {low} to {high}")
     return config
 
+
+if __name__ == "__main__" and {"-h", "--help"} & {*sys.argv}:
+    parse_args(["--help"])  # ends here: what follows takes seconds to import
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
 
 # --------------------------------------------------------------------------------------------------------- run helpers
 
@@ -191,7 +196,7 @@ def run(main):
         print("error:", *str(error).split(), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped: the same command and --resume go on from the last whole epoch", file=sys.stderr)
+        print("\nstopped: the same command and --resume go on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
 
 
@@ -307,6 +312,19 @@ def encode(documents, vocabulary):
     return nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD)
 
 
+def log_count_ratios(tokens, labels, words, classes):
+    """What each word tells of each class, log p(word|class) less its mean over classes: (words, classes).
+
+    From tokens (N, T) and labels (N,), with half a count added to each (naive Bayes; Wang and Manning 2012).
+    Of <pad>, <unk> and words that do not occur it is 0.
+    """
+    counts = torch.zeros(words, classes)
+    counts.index_put_((tokens, labels[:, None].expand_as(tokens)), torch.tensor(1.0), accumulate=True)
+    counts[[PAD, UNK]] = 0
+    ratios = ((counts + 0.5) / (counts + 0.5).sum(0)).log()
+    return (ratios - ratios.mean(1, keepdim=True)) * (counts.sum(1, keepdim=True) > 0)
+
+
 # --------------------------------------------------------------------------------------------------------------- model
 
 
@@ -341,8 +359,8 @@ class MultiHeadAttention(nn.Module):
 class FeedForward(nn.Sequential):
     """The same two layers at every position (section 3.3), with GELU between them."""
 
-    def __init__(self, d_model, d_hid, dropout):
-        super().__init__(nn.Linear(d_model, d_hid), nn.GELU(), nn.Dropout(dropout), nn.Linear(d_hid, d_model))
+    def __init__(self, d_model, d_hid):
+        super().__init__(nn.Linear(d_model, d_hid), nn.GELU(), nn.Linear(d_hid, d_model))
 
 
 class EncoderLayer(nn.Module):
@@ -352,7 +370,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.attention = MultiHeadAttention(d_model, nhead)
-        self.feed_forward = FeedForward(d_model, d_hid, dropout)
+        self.feed_forward = FeedForward(d_model, d_hid)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, mask):
@@ -365,7 +383,8 @@ class TransformerClassifier(nn.Module):
     """Word vectors + sinusoidal positions -> encoder layers -> the largest of each feature -> class logits.
 
     Pretrained vectors, `width` numbers wide, are projected to d_model. The positions (section 3.5) are scaled to
-    the size of the word vectors, a tenth of the unit that they have in the paper.
+    the size of the word vectors, a tenth of the unit that they have in the paper. Beside the encoder stands naive
+    Bayes: once trained, the text's log-count ratios are added to the logits.
     """
 
     def __init__(self, config, vocabulary, classes, width=None):
@@ -380,6 +399,8 @@ class TransformerClassifier(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(D, c.nhead, c.d_hid, c.dropout) for _ in range(c.nlayers))
         self.norm = nn.LayerNorm(D)
         self.classify = nn.Sequential(nn.Dropout(0.3), nn.Linear(D, classes))
+        self.register_buffer("ratios", torch.zeros(len(vocabulary), classes))  # log_count_ratios
+        self.trust = 0.3 if width else 1.0  # in the ratios; an encoder that had no vectors knows less
 
     def forward(self, tokens, return_attention=False, places=None):
         """tokens (B, T) -> logits (B, C), or (logits, [attention weights (B, H, T, T) of each layer]).
@@ -395,6 +416,8 @@ class TransformerClassifier(nn.Module):
             maps.append(weights)
         x = self.norm(x).masked_fill(~mask[..., None], torch.finfo(x.dtype).min)
         logits = self.classify(x.amax(1))  # the largest over the text of each of the D features
+        if not self.training:  # there the ratios, counted on the same rows, would leave the encoder nothing to learn
+            logits = logits + self.trust * self.ratios[tokens].sum(1) / mask.sum(1, keepdim=True).sqrt()
         return (logits, maps) if return_attention else logits
 
 
@@ -438,33 +461,37 @@ def train_epoch(config, model, optimizer, tokens, labels, epoch):
 
 
 def train_folds(config, news, fold_of, vectors, device):
-    """Train a model a fold, with a checkpoint each epoch. Returns what model.pt holds: config, classes, and
-    each fold's vocabulary, width, weights and history, [training loss, accuracy, held-out loss, accuracy] an epoch.
+    """Train the models of each fold, with checkpoints between epochs. Returns what model.pt holds: config, classes, and
+    of each model vocabulary, width, weights and history, [training loss, accuracy, held-out loss, accuracy] an epoch.
 
     The weights are the average over the last third of the epochs (Izmailov et al. 2018); no epoch is chosen
     by its held-out figures, which would flatter them.
     """
     checkpoint = load_resume(config, repr((news, sorted(vectors))).encode())
-    started = time.perf_counter() - checkpoint.get("seconds", 0.0)
-    folds, labels = checkpoint.setdefault("folds", []), news.labels.to(device)
+    saved, total = time.perf_counter(), config.folds * config.models
+    started = saved - checkpoint.get("seconds", 0.0)
+    models, labels = checkpoint.setdefault("models", []), news.labels.to(device)
     width = len(next(iter(vectors.values()))) if vectors else None  # of the pretrained vectors
-    for fold in range(len(folds), config.folds):
-        seed_everything(config.seed, fold)
+    for i in range(len(models), total):
+        fold = i // config.models
+        seed_everything(config.seed, i)
         inside, held = (fold_of != fold).nonzero()[:, 0], (fold_of == fold).nonzero()[:, 0]
-        vocabulary = build_vocabulary([news.train[i] for i in inside], config.min_count, vectors)
+        vocabulary = build_vocabulary([news.train[row] for row in inside], config.min_count, vectors)
         model = TransformerClassifier(config, vocabulary, len(news.classes), width)
         for word, vector in vectors.items():
             model.embedding.weight.data[vocabulary[word]] = torch.from_numpy(vector)
-        average = AveragedModel(model.to(device))
+        model.embedding.weight.requires_grad = not vectors  # kept, words of the training rows agree with unseen ones
+        tokens, history, first = encode(news.train, vocabulary), [], 0
+        model.ratios = log_count_ratios(tokens[inside], news.labels[inside], *model.ratios.shape)
+        tokens, average = tokens.to(device), AveragedModel(model.to(device))
         optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), fused=True)
-        tokens, history, first = encode(news.train, vocabulary).to(device), [], 0
         if checkpoint.get("state"):
             with saved_file(Path(config.out) / "checkpoint.pt"):
                 first, history, *states = checkpoint["state"]
                 for part, state in zip((model, average, optimizer), states, strict=True):
                     part.load_state_dict(state)
-        for epoch in tqdm(range(first, config.epochs), f"fold {fold + 1}", unit="epoch", disable=None):
-            seed_everything(config.seed, fold, epoch)
+        for epoch in tqdm(range(first, config.epochs), f"model {i + 1}", unit="epoch", disable=None):
+            seed_everything(config.seed, i, epoch)
             figures = train_epoch(config, model, optimizer, tokens[inside], labels[inside], epoch)
             if epoch >= config.epochs - max(1, config.epochs // 3):
                 average.update_parameters(model)
@@ -475,20 +502,22 @@ def train_folds(config, news, fold_of, vectors, device):
             state = (epoch + 1, history, model.state_dict(), average.state_dict(), optimizer.state_dict())
             if epoch + 1 == config.epochs:
                 state, weights = None, average.module.state_dict()
-                folds.append(dict(vocabulary=list(vocabulary), width=width, weights=weights, history=history))
+                models.append(dict(vocabulary=list(vocabulary), width=width, weights=weights, history=history))
             checkpoint.update(state=state, seconds=time.perf_counter() - started)
-            write_whole(Path(config.out) / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
-    return dict(config=asdict(config), classes=news.classes, seconds=checkpoint["seconds"], folds=folds)
+            if time.perf_counter() - saved >= SAVE_EVERY or len(models) == total:
+                write_whole(Path(config.out) / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
+                saved = time.perf_counter()
+    return dict(config=asdict(config), classes=news.classes, seconds=checkpoint["seconds"], models=models)
 
 
 def load_checkpoint(path, device="cpu"):
-    """(models, config) of a model.pt: a TransformerClassifier for each fold, in eval mode. Raises UserError."""
+    """([TransformerClassifier, ...], config) of a model.pt, in eval mode, fold by fold. Raises UserError."""
     with saved_file(path) as saved:
         config, models = Config(**saved["config"]), []
-        for fold in saved["folds"]:
-            vocabulary = {word: i for i, word in enumerate(fold["vocabulary"])}
-            models.append(TransformerClassifier(config, vocabulary, len(saved["classes"]), fold["width"]))
-            models[-1].load_state_dict(fold["weights"])
+        for model in saved["models"]:
+            vocabulary = {word: i for i, word in enumerate(model["vocabulary"])}
+            models.append(TransformerClassifier(config, vocabulary, len(saved["classes"]), model["width"]))
+            models[-1].load_state_dict(model["weights"])
     return [model.to(device).eval() for model in models], config
 
 
@@ -538,9 +567,9 @@ def deletion_test(model, tokens, share=0.2):
 
 
 def draw_curves(histories, path):
-    """Loss and accuracy by epoch: the mean over folds, and the spread from the lowest to the highest."""
-    values = np.array(histories)  # (folds, epochs, 4)
-    figure = new_figure(9, 3.4, f"Mean and spread of {len(values)} folds")
+    """Loss and accuracy by epoch: the mean over models, and the spread from the lowest to the highest."""
+    values = np.array(histories)  # (models, epochs, 4)
+    figure = new_figure(9, 3.4, f"Mean and spread of {len(values)} models")
     for axis, name, parts in zip(figure.subplots(1, 2), ("loss, nats", "accuracy"), ((0, 2), (1, 3)), strict=True):
         for part, label, style in zip(parts, ("training, words left out", "out of fold"), ("--", "-"), strict=True):
             axis.plot(range(1, values.shape[1] + 1), values[..., part].mean(0), style, label=label)
@@ -598,8 +627,9 @@ def draw_attention(model, news, probabilities, held, path):
 
 def check_size(config, longest):
     """Refuse sizes that would take over some 8 GB, before hours are spent on them: in encoder weights, their copies in
-    optimizer, average and folds, or in attention maps of a batch of the longest texts. Raises UserError."""
-    weights = config.nlayers * config.d_model * (4 * config.d_model + 2 * config.d_hid) * (8 + 2 * config.folds)
+    optimizer, average and models, or in attention maps of a batch of the longest texts. Raises UserError."""
+    copies = 8 + 2 * config.folds * config.models
+    weights = config.nlayers * config.d_model * (4 * config.d_model + 2 * config.d_hid) * copies
     maps = config.nlayers * config.nhead * longest**2 * max(config.batch_size, 256) * 4
     check(weights + maps < 2e9, "too large for memory at --d-model, --nlayers, --max-len ...: take smaller sizes")
 
@@ -613,7 +643,7 @@ def main(argv=None):
     news = load_news(config)
     vectors = read_vectors(config.embeddings, {word for document in news.train + news.test for word in document})
     check_size(config, max(map(len, news.train + news.test)))
-    config.lr = config.lr or (5e-4 if vectors else 2e-3)
+    config.lr = config.lr or (1e-3 if vectors else 2e-3)
     fold_of = assign_folds(news.labels, config.folds, config.seed)
     trained = train_folds(config, news, fold_of, vectors, device)
     write_whole(out / "model.pt", lambda file: torch.save(trained, file))
@@ -621,20 +651,21 @@ def main(argv=None):
     models, _ = load_checkpoint(out / "model.pt", device)
     oof, test, deleted = torch.zeros(len(news.train), len(news.classes), dtype=torch.double), 0, []
     seed_everything(config.seed)
-    for fold, model in enumerate(models):
-        held = encode(news.train, model.vocabulary)[fold_of == fold].to(device)
-        oof[fold_of == fold] = predict(model, held)
+    for i, model in enumerate(models):
+        held = fold_of == i // config.models
+        tokens = encode(news.train, model.vocabulary)[held].to(device)
+        oof[held] += predict(model, tokens) / config.models
         test += predict(model, encode(news.test, model.vocabulary).to(device)) / len(models)
-        deleted.append(deletion_test(model, held))
+        deleted += [deletion_test(model, tokens)] if i % config.models == 0 else []
     table, rows = io.StringIO(), zip(news.test_ids, (news.classes[k] for k in test.argmax(1)), strict=True)
     csv.writer(table, lineterminator="\n").writerows([("Id", "Category"), *rows])
     write_whole(config.submission, lambda file: file.write(table.getvalue().encode()))
 
-    histories = [fold["history"] for fold in trained["folds"]]
+    histories = [model["history"] for model in trained["models"]]
     metrics = evaluate(oof, news.labels, news.classes)
     for way, (fall, changed) in zip(("attended", "random"), torch.cat(deleted, 2).mean(2), strict=True):
         metrics |= {f"deletion_{way}_fall": fall.item(), f"deletion_{way}_changed": changed.item()}
-    metrics |= dict(fold_accuracies=[history[-1][3] for history in histories], train_seconds=trained["seconds"])
+    metrics |= dict(model_accuracies=[history[-1][3] for history in histories], train_seconds=trained["seconds"])
     metrics |= dict(train_rows=len(news.train), test_rows=len(news.test), made_data=news.made, pretrained=len(vectors))
     draw_curves(histories, out / "curves.png")
     draw_confusion(metrics, news.classes, out / "confusion.png")

@@ -22,14 +22,6 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
-
 LOGVAR_BOUND = 10.0  # keeps exp(logvar) finite
 ACTIVE = 0.01  # a latent dimension is active if E[z|x] varies more than this over the images (Burda et al. 2016)
 PIXELS = 3 * 64 * 64
@@ -76,6 +68,17 @@ def parse_args(argv=None):
         check(fine, f"{value} out of range at --{f.name.replace('_', '-')}: give a number from {low} to {high}")
     return config
 
+
+if __name__ == "__main__" and {"-h", "--help"} & {*sys.argv}:
+    parse_args(["--help"])  # ends here: what follows takes seconds to import
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
 # --------------------------------------------------------------------------------------------------------- run helpers
 
@@ -183,7 +186,7 @@ def run(main):
         print("error:", *str(error).split(), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped: the same command and --resume go on from the last whole epoch", file=sys.stderr)
+        print("\nstopped: the same command and --resume go on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
 
 

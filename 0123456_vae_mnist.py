@@ -23,13 +23,6 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
-
 LOGVAR_BOUND = 10.0  # keeps exp(logvar) finite
 REFINE_STEPS, REFINE_LR = 20, 0.04  # of the posterior, once trained; the rate falls to 0
 TOO_BIG = 256_000_000  # bytes of the array of images
@@ -74,6 +67,16 @@ def parse_args(argv=None):
         check(fine, f"{value} out of range at --{f.name.replace('_', '-')}: give a number from {low} to {high}")
     return config
 
+
+if __name__ == "__main__" and {"-h", "--help"} & {*sys.argv}:
+    parse_args(["--help"])  # ends here: what follows takes seconds to import
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
 # --------------------------------------------------------------------------------------------------------- run helpers
 
@@ -181,7 +184,7 @@ def run(main):
         print("error:", *str(error).split(), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped: the same command and --resume go on from the last whole epoch", file=sys.stderr)
+        print("\nstopped: the same command and --resume go on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
 
 

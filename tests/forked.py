@@ -17,7 +17,8 @@ FORKS.set_forkserver_preload([*PRELOAD.split(), "nltk.tokenize", "tqdm", "pytest
 
 
 def shorten(module):
-    """Leave out of a script what takes long and is not tested here."""
+    """Leave out of a script what takes long and is not tested here; save every epoch."""
+    module.SAVE_EVERY = 0
     if hasattr(module, "importance_weighted_nll"):
         module.evaluate.__defaults__, module.REFINE_STEPS = (2, 10), 2
     if hasattr(module, "sliced_wasserstein"):

@@ -26,7 +26,7 @@ from PIL import Image
 
 NAMES = ("transformer", "vae_mnist", "vae_anime")
 SMALL = dict(
-    transformer="--d-model 8 --nhead 2 --d-hid 8 --folds 2 --epochs 3 --embeddings none".split(),
+    transformer="--d-model 8 --nhead 2 --d-hid 8 --folds 2 --models 1 --epochs 3 --embeddings none".split(),
     vae_mnist="--latent-dim 2 --epochs 3 --batch-size 256".split(),
     vae_anime="--latent-dim 2 --epochs 2 --batch-size 256".split(),
 )
@@ -69,7 +69,8 @@ def module(name, request):
 
 @pytest.fixture
 def brief(module, course, monkeypatch):
-    """The script without pictures, and with its images read once."""
+    """The script without pictures, saving every epoch, and with its images read once."""
+    monkeypatch.setattr(module, "SAVE_EVERY", 0, raising=False)
     if hasattr(module, "load_images"):
         name = module.__name__
         IMAGES[name] = IMAGES.get(name) or module.load_images(module.Config(data=str(course)))
@@ -283,8 +284,8 @@ def test_foreign_and_damaged_files_are_refused(name, brief, alone, course, tmp_p
         hidden=saved(right | {"more": Bomb(tmp_path / "exploded")}),
     )
     if kind == "checkpoint.pt":
-        foreign |= dict(state=saved(right | {"state": 3, "folds": []}))
-        foreign |= dict(weights=saved(right | {"state": ([], {}, {}, {}, {}), "folds": []}))
+        foreign |= dict(state=saved(right | {"state": 3, "models": []}))
+        foreign |= dict(weights=saved(right | {"state": ([], {}, {}, {}, {}), "models": []}))
     elif name != "transformer":
         foreign |= dict(half=saved({key: right[key] for key in ("config", "weights")}))
         foreign |= dict(shape=saved(right | {"config": right["config"] | {"latent_dim": 3}}))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 SCRIPT = ROOT / "0123456_transformer.py"
-SMALL = "--d-model 16 --nhead 2 --d-hid 16 --folds 2 --epochs 5 --embeddings none".split()
+SMALL = "--d-model 16 --nhead 2 --d-hid 16 --folds 2 --models 2 --epochs 5 --embeddings none".split()
 OUTPUTS = {"metrics.json", "model.pt", "checkpoint.pt", "curves.png", "confusion.png", "attention.png"}
 T = None  # the script, as a module
 
@@ -86,8 +86,8 @@ def test_layer_is_torchs_with_copied_weights():
         (theirs.self_attn.out_proj.bias, ours.attention.out.bias),
         (theirs.linear1.weight, ours.feed_forward[0].weight),
         (theirs.linear1.bias, ours.feed_forward[0].bias),
-        (theirs.linear2.weight, ours.feed_forward[3].weight),
-        (theirs.linear2.bias, ours.feed_forward[3].bias),
+        (theirs.linear2.weight, ours.feed_forward[2].weight),
+        (theirs.linear2.bias, ours.feed_forward[2].bias),
     ]
     for name in ("norm1", "norm2"):
         nn.init.normal_(getattr(ours, name).weight)
@@ -142,6 +142,27 @@ def test_training_takes_words_out_and_keeps_their_places(monkeypatch):
     T.train_epoch(config, model, torch.optim.SGD(model.parameters()), tokens, torch.zeros(200).long(), 0)
     kept = sum((batch > 0).sum() for batch in seen) / (tokens > 0).sum()
     assert len(seen) == 20 and 0.7 < kept < 0.8
+
+
+def test_log_count_ratios_by_hand():
+    """Word 2 stands twice in class 0; word 3 once in each; 4 nowhere. With half a count more each of 5 words: 2.5 in
+    5.5 and 0.5 in 3.5; 1.5 in 5.5 and 1.5 in 3.5."""
+    ratios = T.log_count_ratios(torch.tensor([[2, 3, 2, 1], [3, 0, 0, 0]]), torch.tensor([0, 1]), 5, 2)
+    two, three = math.log(2.5 / 5.5 / (0.5 / 3.5)) / 2, math.log(3.5 / 5.5) / 2
+    torch.testing.assert_close(ratios, torch.tensor([[0, 0], [0, 0], [two, -two], [three, -three], [0, 0]]))
+
+
+def test_ratios_join_the_encoder_only_once_it_is_trained():
+    model, tokens = small_model(), torch.tensor([[2, 3, 2, 5], [7, 0, 0, 0]])
+    plain = model(tokens)
+    model.ratios = torch.randn(30, 4)
+    model.ratios[0] = 0
+    added = torch.stack([(2 * model.ratios[2] + model.ratios[3] + model.ratios[5]) / 2, model.ratios[7]])
+    torch.testing.assert_close(model(tokens), plain + model.trust * added)
+    model.train()
+    for part in model.modules():
+        part.p = 0.0  # no dropout
+    torch.testing.assert_close(model(tokens), plain)
 
 
 def test_order_of_words_matters():
@@ -271,14 +292,14 @@ def test_broken_vectors(tmp_path, text):
 
 def test_held_out_rows_teach_nothing(tmp_path):
     """Other words and labels in the rows that a fold model must not see leave its weights as they were."""
-    config = T.Config(out=str(tmp_path), d_model=8, nhead=2, d_hid=8, folds=2, epochs=1, lr=1e-3)
+    config = T.Config(out=str(tmp_path), d_model=8, nhead=2, d_hid=8, folds=2, models=1, epochs=1, lr=1e-3)
     news = T.load_news(T.Config(data=str(SAMPLE)))
     fold_of = T.assign_folds(news.labels, 2, 0)
     labels, train = news.labels.clone(), list(news.train)
     for i in (fold_of == 0).nonzero()[:, 0].tolist():
         labels[i], train[i] = (labels[i] + 1) % 4, ["leak", "leak", "leak"]
-    first = T.train_folds(config, news, fold_of, {}, "cpu")["folds"][0]
-    spoilt = T.train_folds(config, news._replace(train=train, labels=labels), fold_of, {}, "cpu")["folds"][0]
+    first = T.train_folds(config, news, fold_of, {}, "cpu")["models"][0]
+    spoilt = T.train_folds(config, news._replace(train=train, labels=labels), fold_of, {}, "cpu")["models"][0]
     assert "leak" not in spoilt["vocabulary"] and first["vocabulary"] == spoilt["vocabulary"]
     assert all(torch.equal(weight, spoilt["weights"][name]) for name, weight in first["weights"].items())
     assert first["history"] != spoilt["history"]  # it is only judged by them
