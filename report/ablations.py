@@ -1,6 +1,7 @@
-"""The settings and ideas that are held against the classifier as it stands, each over several seeds.
+"""The settings and ideas that are held against the classifier as it stands, with one model a fold.
 
-ABLATIONS: (group, setting): (options, lines of 0123456_transformer.py that are others). All else is the script's own.
+ABLATIONS: (group, setting): (options, lines of 0123456_transformer.py that are others, how many seeds). All else is the
+script's own.
 """
 
 
@@ -20,7 +21,16 @@ POOLING = "        logits = self.classify(x.amax(1))  # the largest over the tex
 NORM = "        x = self.norm(x).masked_fill(~mask[..., None], torch.finfo(x.dtype).min)"
 VECTORS = "        x, maps = self.project(self.embedding(tokens)) + position, []"
 LAYERS = "        self.layers = nn.ModuleList(EncoderLayer(D, c.nhead, c.d_hid, c.dropout) for _ in range(c.nlayers))"
-AVERAGE = "        average = AveragedModel(model.to(device))"
+AVERAGE = "        tokens, average = tokens.to(device), AveragedModel(model.to(device))"
+KEEP = (
+    "        model.embedding.weight.requires_grad = not vectors"
+    "  # kept, words of the training rows agree with unseen ones"
+)
+BAYES = (
+    "        if not self.training:"
+    "  # there the ratios, counted on the same rows, would leave the encoder nothing to learn"
+)
+TRUST = "        self.trust = 0.3 if width else 1.0  # in the ratios; an encoder that had no vectors knows less"
 ADAMW = "        optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), fused=True)"
 RATE = '        optimizer.param_groups[0]["lr"] = config.lr * min(10 * done + 1e-3, 1 - done)'
 LOSS = "        loss = F.cross_entropy(logits, labels[rows], label_smoothing=0.1)"
@@ -44,12 +54,13 @@ IDEAS = {
 -        self.register_buffer("position", 0.1 * position, persistent=False)
 +        self.position = nn.Parameter(0.1 * position)
 """,
-    "vectors frozen": f"""
--{AVERAGE}
-+        model.embedding.weight.requires_grad = False
-+{AVERAGE}
+    "vectors trained on": f"""
+-{KEEP}
++        pass
 """,
-    "vectors at a fifth of the rate": f"""
+    "vectors trained on, at a fifth of the rate": f"""
+-{KEEP}
++        pass
 -{ADAMW}
 +        parts = [p for p in model.parameters() if p is not model.embedding.weight], [model.embedding.weight]
 +        parts = [dict(params=part) for part in parts]
@@ -58,9 +69,37 @@ IDEAS = {
 +{RATE}
 +        optimizer.param_groups[1]["lr"] = 0.2 * optimizer.param_groups[0]["lr"]
 """,
+    "no naive Bayes beside it": f"""
+-{TRUST}
++        self.trust = 0.0
+""",
+    "naive Bayes beside it in training too": f"""
+-{BAYES}
++        if True:
+""",
+    "naive Bayes at half the weight": f"""
+-{TRUST}
++        self.trust = 0.15
+""",
+    "naive Bayes at twice the weight": f"""
+-{TRUST}
++        self.trust = 0.6
+""",
+    "a tenth of the features cut off": f"""
+-{VECTORS}
++        x, maps = self.project(self.embedding(tokens)) + position, []
++        x = x * (torch.rand(len(x), 1, x.size(2)) >= 0.1 * self.training)
+""",
+    "running average of all epochs": f"""
+-{AVERAGE}
++        decay = torch.optim.swa_utils.get_ema_multi_avg_fn(0.7)
++        tokens, average = tokens.to(device), AveragedModel(model.to(device), multi_avg_fn=decay)
+-            if epoch >= config.epochs - max(1, config.epochs // 3):
++            if True:
+""",
     "vectors centred, two top components out": """
--    config.lr = config.lr or (5e-4 if vectors else 2e-3)
-+    config.lr = config.lr or (5e-4 if vectors else 2e-3)
+-    config.lr = config.lr or (1e-3 if vectors else 2e-3)
++    config.lr = config.lr or (1e-3 if vectors else 2e-3)
 +    table = np.stack([*vectors.values()])
 +    table -= table.mean(0)
 +    top = np.linalg.svd(table, full_matrices=False)[2][:2]
@@ -68,7 +107,7 @@ IDEAS = {
 """,
     "adversarial noise on the vectors": f"""
 -{VECTORS}
-+        self.seen = self.embedding(tokens) + getattr(self, "noise", 0)
++        self.seen = (self.embedding(tokens) + getattr(self, "noise", 0)).requires_grad_()
 +        x, maps = self.project(self.seen) + position, []
 -{TRAINING}
 +        gradient = torch.autograd.grad(loss, model.seen, retain_graph=True)[0]
@@ -104,21 +143,6 @@ IDEAS = {
 +    kept &= (column < begin) | (column >= begin + 8)
 +{KEPT}
 """,
-    "bag of words beside it, from naive Bayes": f"""
--{LAYERS}
-+        self.bag = nn.Embedding(len(vocabulary), classes, padding_idx=PAD)
-+{LAYERS}
--{POOLING}
-+        logits = self.classify(x.amax(1)) + self.bag(tokens).sum(1) / mask.sum(1, keepdim=True).sqrt()
--{AVERAGE}
-+        counts = torch.ones(len(vocabulary), len(news.classes))
-+        for i in inside:
-+            counts[[vocabulary[word] for word in set(news.train[i]) if word in vocabulary], news.labels[i]] += 1
-+        ratios = (counts / counts.sum(0)).log()
-+        model.bag.weight.data = 0.2 * (ratios - ratios.mean(1, keepdim=True))
-+        model.bag.weight.data[:2] = 0
-+{AVERAGE}
-""",
     "hashed character n-grams added to the vectors": f"""
 -{LAYERS}
 +        from zlib import crc32
@@ -142,11 +166,11 @@ IDEAS = {
 -    return re.sub(r"<[^<>]*>|\\", " ", text).lower()
 +    return re.sub(r"\b([A-Z])", r" ^ \1", re.sub(r"<[^<>]*>|\\", " ", text)).lower()
 """,
-    "masked words predicted first, 15 epochs": f"""
+    "masked words predicted first, 12 epochs": f"""
 -{AVERAGE}
 +        pretrainer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), fused=True)
 +        texts = encode([news.train[i] for i in inside], vocabulary)
-+        for rows in [rows for _ in range(15) for rows in torch.randperm(len(texts)).split(config.batch_size)]:
++        for rows in [rows for _ in range(12) for rows in torch.randperm(len(texts)).split(config.batch_size)]:
 +            truth, real = texts[rows], texts[rows] != PAD
 +            hidden = real & (torch.rand(truth.shape) < 0.15)
 +            x = model.project(model.embedding(truth.masked_fill(hidden, UNK))) + model.position[: truth.size(1)]
@@ -161,18 +185,23 @@ IDEAS = {
 """,
 }
 
+MATTER = ("as it is", "vectors trained on", "no naive Bayes beside it")  # the ideas that get three seeds
+
 ABLATIONS = {
-    ("tokenizer", "wordpunct"): ("", ""),
-    **{("tokenizer", name): (f"--tokenizer {name}", "") for name in ("whitespace", "treebank", "toktok", "tweet")},
-    ("embeddings", "GloVe, 100 wide"): ("", ""),
-    ("embeddings", "none"): ("--embeddings none", ""),
-    **{("layers", str(n)): (f"--nlayers {n}" * (n != 1), "") for n in (1, 2)},
-    **{("heads", str(n)): (f"--nhead {n}" * (n != 4), "") for n in (1, 4, 8)},
-    **{("d_model", str(n)): (f"--d-model {n}" * (n != 128), "") for n in (64, 128, 256)},
-    **{("d_hid", str(n)): (f"--d-hid {n}" * (n != 256), "") for n in (128, 256, 512)},
-    **{("dropout", str(share)): (f"--dropout {share}" * (share != 0.1), "") for share in (0.0, 0.1, 0.3)},
-    **{("dropout", f"words {share}"): (f"--word-dropout {share}", "") for share in (0.0, 0.25)},
-    ("pooling", "max"): ("", ""),
+    ("tokenizer", "wordpunct"): ("", "", 3),
+    **{("tokenizer", name): (f"--tokenizer {name}", "", 3) for name in ("whitespace", "treebank", "toktok", "tweet")},
+    ("embeddings", "GloVe, 100 wide"): ("", "", 3),
+    ("embeddings", "none"): ("--embeddings none", "", 3),
+    **{("layers", str(n)): (f"--nlayers {n}" * (n != 1), "", 3) for n in (1, 2)},
+    **{("heads", str(n)): (f"--nhead {n}" * (n != 4), "", 3 if n == 4 else 1) for n in (1, 4, 8)},
+    **{("d_model", str(n)): (f"--d-model {n}" * (n != 128), "", 3 if n == 128 else 1) for n in (64, 128, 256)},
+    **{("d_hid", str(n)): (f"--d-hid {n}" * (n != 256), "", 3 if n == 256 else 1) for n in (128, 256, 512)},
+    **{
+        ("dropout", str(share)): (f"--dropout {share}" * (share != 0.1), "", 3 if share == 0.1 else 1)
+        for share in (0.0, 0.1, 0.3)
+    },
+    **{("dropout", f"words {share}"): (f"--word-dropout {share}", "", 1) for share in (0.0, 0.25, 0.7)},
+    ("pooling", "max"): ("", "", 3),
     ("pooling", "mean"): (
         "",
         f"""
@@ -181,6 +210,7 @@ ABLATIONS = {
 -{POOLING}
 +        logits = self.classify(x.sum(1) / mask.sum(1, keepdim=True))
 """,
+        3,
     ),
     ("pooling", "max and mean"): (
         "",
@@ -191,6 +221,7 @@ ABLATIONS = {
 +        mean = x.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True)
 +        logits = self.classify(torch.cat([x.amax(1), mean], 1))
 """,
+        3,
     ),
     ("pooling", "attention by a learned query"): (
         "",
@@ -203,31 +234,35 @@ ABLATIONS = {
 -{POOLING}
 +        logits = self.classify((self.query(x).masked_fill(~mask[..., None], -1e9).softmax(1) * x).sum(1))
 """,
+        3,
     ),
-    ("optimizer", "AdamW"): ("", ""),
-    ("optimizer", "Adam"): ("", f"-{ADAMW}\n+{ADAMW.replace('AdamW', 'Adam')}"),
+    ("optimizer", "AdamW"): ("", "", 3),
+    ("optimizer", "Adam"): ("", f"-{ADAMW}\n+{ADAMW.replace('AdamW', 'Adam')}", 3),
     ("optimizer", "SGD, momentum 0.9, rate 0.05"): (
         "--lr 0.05",
         f"-{ADAMW}\n+        optimizer = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9)",
+        3,
     ),
-    ("activation", "GELU"): ("", ""),
+    ("activation", "GELU"): ("", "", 3),
     **{
         ("activation", name): (
             "",
             f"""
--        super().__init__(nn.Linear(d_model, d_hid), nn.GELU(), nn.Dropout(dropout), nn.Linear(d_hid, d_model))
-+        super().__init__(nn.Linear(d_model, d_hid), nn.{name}(), nn.Dropout(dropout), nn.Linear(d_hid, d_model))
+-        super().__init__(nn.Linear(d_model, d_hid), nn.GELU(), nn.Linear(d_hid, d_model))
++        super().__init__(nn.Linear(d_model, d_hid), nn.{name}(), nn.Linear(d_hid, d_model))
 """,
+            3,
         )
         for name in ("ReLU", "Tanh", "SiLU")
     },
-    ("scheduler", "warm-up, linear decay"): ("", ""),
+    ("scheduler", "warm-up, linear decay"): ("", "", 3),
     ("scheduler", "warm-up, half cosine"): (
         "",
         f"-{RATE}\n+{RATE.replace('1 - done', '(1 + math.cos(math.pi * done)) / 2')}",
+        3,
     ),
-    ("scheduler", "none"): ("", f'-{RATE}\n+        optimizer.param_groups[0]["lr"] = config.lr'),
-    **{("ideas", name): ("", text) for name, text in IDEAS.items()},
-    ("ideas", "30 epochs"): ("--epochs 30", ""),
-    ("ideas", "10 folds"): ("--folds 10", ""),
+    ("scheduler", "none"): ("", f'-{RATE}\n+        optimizer.param_groups[0]["lr"] = config.lr', 3),
+    **{("ideas", name): ("", text, 3 if name in MATTER else 1) for name, text in IDEAS.items()},
+    ("ideas", "24 epochs"): ("--epochs 24", "", 1),
+    ("ideas", "10 folds"): ("--folds 10", "", 1),
 }
