@@ -356,21 +356,15 @@ class MultiHeadAttention(nn.Module):
         return self.out(output.transpose(1, 2).flatten(2)), weights
 
 
-class FeedForward(nn.Sequential):
-    """The same two layers at every position (section 3.3), with GELU between them."""
-
-    def __init__(self, d_model, d_hid):
-        super().__init__(nn.Linear(d_model, d_hid), nn.GELU(), nn.Linear(d_hid, d_model))
-
-
 class EncoderLayer(nn.Module):
-    """Pre-norm, x + f(norm(x)): it trains well with little warm-up (Xiong et al. 2020)."""
+    """Attention, then the same two linear layers at every position (section 3.3), each as x + f(norm(x)): pre-norm
+    trains well with little warm-up (Xiong et al. 2020)."""
 
     def __init__(self, d_model, nhead, d_hid, dropout):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.attention = MultiHeadAttention(d_model, nhead)
-        self.feed_forward = FeedForward(d_model, d_hid)
+        self.feed_forward = nn.Sequential(nn.Linear(d_model, d_hid), nn.GELU(), nn.Linear(d_hid, d_model))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, mask):
@@ -480,7 +474,7 @@ def train_folds(config, news, fold_of, vectors, device):
         model = TransformerClassifier(config, vocabulary, len(news.classes), width)
         for word, vector in vectors.items():
             model.embedding.weight.data[vocabulary[word]] = torch.from_numpy(vector)
-        model.embedding.weight.requires_grad = not vectors  # kept, words of the training rows agree with unseen ones
+        model.embedding.weight.requires_grad = not vectors  # or words of the training rows drift from the rest
         tokens, history, first = encode(news.train, vocabulary), [], 0
         model.ratios = log_count_ratios(tokens[inside], news.labels[inside], *model.ratios.shape)
         tokens, average = tokens.to(device), AveragedModel(model.to(device))
@@ -502,7 +496,7 @@ def train_folds(config, news, fold_of, vectors, device):
             state = (epoch + 1, history, model.state_dict(), average.state_dict(), optimizer.state_dict())
             if epoch + 1 == config.epochs:
                 state, weights = None, average.module.state_dict()
-                models.append(dict(vocabulary=list(vocabulary), width=width, weights=weights, history=history))
+                models.append(dict(vocabulary=vocabulary, width=width, weights=weights, history=history))
             checkpoint.update(state=state, seconds=time.perf_counter() - started)
             if time.perf_counter() - saved >= SAVE_EVERY or len(models) == total:
                 write_whole(Path(config.out) / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
@@ -515,8 +509,7 @@ def load_checkpoint(path, device="cpu"):
     with saved_file(path) as saved:
         config, models = Config(**saved["config"]), []
         for model in saved["models"]:
-            vocabulary = {word: i for i, word in enumerate(model["vocabulary"])}
-            models.append(TransformerClassifier(config, vocabulary, len(saved["classes"]), model["width"]))
+            models.append(TransformerClassifier(config, model["vocabulary"], len(saved["classes"]), model["width"]))
             models[-1].load_state_dict(model["weights"])
     return [model.to(device).eval() for model in models], config
 

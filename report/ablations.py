@@ -22,10 +22,7 @@ NORM = "        x = self.norm(x).masked_fill(~mask[..., None], torch.finfo(x.dty
 VECTORS = "        x, maps = self.project(self.embedding(tokens)) + position, []"
 LAYERS = "        self.layers = nn.ModuleList(EncoderLayer(D, c.nhead, c.d_hid, c.dropout) for _ in range(c.nlayers))"
 AVERAGE = "        tokens, average = tokens.to(device), AveragedModel(model.to(device))"
-KEEP = (
-    "        model.embedding.weight.requires_grad = not vectors"
-    "  # kept, words of the training rows agree with unseen ones"
-)
+KEEP = "        model.embedding.weight.requires_grad = not vectors  # or words of the training rows drift from the rest"
 BAYES = (
     "        if not self.training:"
     "  # there the ratios, counted on the same rows, would leave the encoder nothing to learn"
@@ -248,8 +245,8 @@ ABLATIONS = {
         ("activation", name): (
             "",
             f"""
--        super().__init__(nn.Linear(d_model, d_hid), nn.GELU(), nn.Linear(d_hid, d_model))
-+        super().__init__(nn.Linear(d_model, d_hid), nn.{name}(), nn.Linear(d_hid, d_model))
+-        self.feed_forward = nn.Sequential(nn.Linear(d_model, d_hid), nn.GELU(), nn.Linear(d_hid, d_model))
++        self.feed_forward = nn.Sequential(nn.Linear(d_model, d_hid), nn.{name}(), nn.Linear(d_hid, d_model))
 """,
             3,
         )

@@ -359,6 +359,18 @@ def test_model_file_gives_the_submission(finished):
     assert [line.split(",")[1] for line in written] == [news.classes[i] for i in test.argmax(1)]
 
 
+def test_out_of_fold_is_by_the_models_that_have_not_seen_the_row(finished):
+    """Models 0 and 1 are the first fold's, 2 and 3 the second's; each row's two probabilities are averaged."""
+    folder, _ = finished
+    models, config = T.load_checkpoint(folder / "out" / "model.pt")
+    news = T.load_news(config)
+    fold_of = T.assign_folds(news.labels, 2, config.seed)
+    by_model = torch.stack([T.predict(model, T.encode(news.train, model.vocabulary)) for model in models])
+    oof = torch.where((fold_of == 0)[:, None], by_model[:2].mean(0), by_model[2:].mean(0))
+    assert len(models) == 4 and not torch.equal(by_model[0], by_model[1])
+    assert (oof.argmax(1) == news.labels).double().mean().item() == figures(folder)["oof_accuracy"]
+
+
 def test_words_as_labels_and_the_handouts_columns(course, tmp_path, monkeypatch):
     names = {"1": "World", "2": "Sports", "3": "Business", "4": "Sci/Tech"}
     lines = (course / "train.csv").read_text(encoding="utf-8-sig").splitlines()

@@ -247,6 +247,13 @@ def test_a_few_unreadable_images_are_left_out_and_named(tmp_path, capsys):
     assert "readme" not in notice and "MACOSX" not in notice
 
 
+def test_more_images_than_memory_holds_are_refused_before_any_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(V, "TOO_MANY", 699)
+    monkeypatch.setattr(V, "read_image", None)
+    make_zip(tmp_path, {})
+    assert "700 images, over 699" in error_line(V, "--data", tmp_path)
+
+
 def test_an_encrypted_or_damaged_member_is_left_out(tmp_path, capsys):
     config = make_zip(tmp_path, {})
     path = tmp_path / "anime-faces.zip"
