@@ -26,7 +26,7 @@ from PIL import Image
 
 NAMES = ("transformer", "vae_mnist", "vae_anime")
 SMALL = dict(
-    transformer="--d-model 8 --nhead 2 --d-hid 8 --folds 2 --models 1 --epochs 3 --embeddings none".split(),
+    transformer="--d-model 8 --nhead 2 --d-hid 8 --folds 2 --models 2 --epochs 2 --embeddings none".split(),
     vae_mnist="--latent-dim 2 --epochs 3 --batch-size 256".split(),
     vae_anime="--latent-dim 2 --epochs 2 --batch-size 256".split(),
 )
