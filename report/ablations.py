@@ -55,17 +55,6 @@ IDEAS = {
 -{KEEP}
 +        pass
 """,
-    "vectors trained on, at a fifth of the rate": f"""
--{KEEP}
-+        pass
--{ADAMW}
-+        parts = [p for p in model.parameters() if p is not model.embedding.weight], [model.embedding.weight]
-+        parts = [dict(params=part) for part in parts]
-+        optimizer = torch.optim.AdamW(parts, config.lr, betas=(0.9, 0.98), fused=True)
--{RATE}
-+{RATE}
-+        optimizer.param_groups[1]["lr"] = 0.2 * optimizer.param_groups[0]["lr"]
-""",
     "no naive Bayes beside it": f"""
 -{TRUST}
 +        self.trust = 0.0
@@ -73,14 +62,6 @@ IDEAS = {
     "naive Bayes beside it in training too": f"""
 -{BAYES}
 +        if True:
-""",
-    "naive Bayes at half the weight": f"""
--{TRUST}
-+        self.trust = 0.15
-""",
-    "naive Bayes at twice the weight": f"""
--{TRUST}
-+        self.trust = 0.6
 """,
     "a tenth of the features cut off": f"""
 -{VECTORS}
@@ -260,6 +241,4 @@ ABLATIONS = {
     ),
     ("scheduler", "none"): ("", f'-{RATE}\n+        optimizer.param_groups[0]["lr"] = config.lr', 3),
     **{("ideas", name): ("", text, 3 if name in MATTER else 1) for name, text in IDEAS.items()},
-    ("ideas", "24 epochs"): ("--epochs 24", "", 1),
-    ("ideas", "10 folds"): ("--folds 10", "", 1),
 }
