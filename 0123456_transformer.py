@@ -335,9 +335,9 @@ def attention(query, key, value, mask):
     query (..., T, hs); key and value (..., S, hs); mask (..., 1 or T, S), True where a key may be seen.
     Returns the output (..., T, hs) and the weights (..., T, S), whose rows sum to 1.
     """
-    scores = query / math.sqrt(query.size(-1)) @ key.transpose(-2, -1)  # (..., T, S)
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))  # (..., T, S)
     # The least finite number, not -inf: a row that may see nothing stays free of NaN.
-    weights = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
     return weights @ value, weights
 
 

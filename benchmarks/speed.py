@@ -195,7 +195,7 @@ def peak(dtype, n=2048):
     return 2 * n**3 / alternate(lambda: a @ b, rounds=9)[0]
 
 
-def faces(data, count=3200):
+def faces(data, count=960):
     """Images a second in training, ours and the common recipe with the same network (DataLoader over decoded images,
     batches of 64, contiguous memory, Adam); our FLOP/s against this machine's; seconds until the first step."""
     script, started = load("vae_anime"), time.perf_counter()
@@ -223,7 +223,7 @@ def faces(data, count=3200):
     def ours():
         script.train_epoch(config, model, average, adamw, images[:count], 0)
 
-    a, b = alternate(ours, recipe, rounds=3)
+    a, b = alternate(ours, recipe, rounds=2)
     with FlopCounterMode(display=False) as counter:
         script.train_epoch(config, model, average, adamw, images[: config.batch_size], 0)
     gflops = counter.get_total_flops() * count / config.batch_size / a / 1e9
