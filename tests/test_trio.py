@@ -164,6 +164,12 @@ def test_readme_quotes_the_speed():
     assert f"| {a:.2f} of its time; without dropout {a_plain:.2f} |" in readme
     assert f"| {b:.2f}; without dropout, when PyTorch's fused attention applies, {b_plain:.2f} |" in readme
     assert f"| {speed['run']['ratio']:.1f} times as many |" in readme
+    if digits := speed.get("digits"):
+        assert f"| {digits['seconds_to_114.5_nats']:.0f}; {digits['seconds_to_100_nats']:.0f} |" in readme
+    if faces := speed.get("faces"):
+        assert f"| {faces['ratio']:.2f} times as many |" in readme
+        assert f"| {faces['share_of_peak_float32']:.0%} |" in readme
+        assert f"| {faces['seconds_to_decode']:.1f}; {faces['seconds_to_first_step']:.1f} |" in readme
     start = [speed["start"][path.stem.removeprefix("0123456_")] for path in SCRIPTS]
     assert f"| {max(times['help_seconds'] for times in start):.1f} seconds |" in readme
     assert f"| {max(times['dry_run_seconds'] for times in start):.1f} seconds |" in readme
