@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 PAD, UNK = 0, 1  # token ids of <pad> and <unk>
-SAVE_EVERY = 10  # seconds between checkpoints, at least: an epoch takes less time than saving all models does
+SAVE_EVERY = 10  # seconds between checkpoints, at least: saving all models each epoch takes an eighth of the run
 NLTK = dict(whitespace="Whitespace", wordpunct="WordPunct", treebank="TreebankWord", toktok="Toktok", tweet="Tweet")
 
 # ------------------------------------------------------------------------------------------------------------ settings

@@ -332,7 +332,7 @@ class VAE(nn.Module):
 
 
 def new_model(config, images):
-    """A model to be trained on these images; 20,000 tell its principal components as well as more, in 2 GB."""
+    """A model to be trained on these images; it starts from the first 20,000, which take 1 GB as floats."""
     return VAE(config.latent_dim).start(images[:20_000])
 
 

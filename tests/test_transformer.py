@@ -305,6 +305,27 @@ def test_held_out_rows_teach_nothing(tmp_path):
     assert first["history"] != spoilt["history"]  # it is only judged by them
 
 
+def test_pretrained_vectors_are_kept(tmp_path):
+    config = T.Config(out=str(tmp_path), d_model=8, nhead=2, d_hid=8, folds=2, models=1, epochs=1, lr=1e-1)
+    news = T.load_news(T.Config(data=str(SAMPLE)))
+    words = sorted({word for document in news.train for word in document})
+    vectors = {word: np.full(5, i, np.float32) for i, word in enumerate(words)}
+    saved = T.train_folds(config, news, T.assign_folds(news.labels, 2, 0), vectors, "cpu")["models"][0]
+    table = saved["weights"]["embedding.weight"]
+    assert all((table[saved["vocabulary"][word]] == i).all() for i, word in enumerate(words))
+
+
+@pytest.mark.parametrize("seconds, saves", [(0, 4), (1e9, 1)])
+def test_checkpoints_are_so_many_seconds_apart(tmp_path, monkeypatch, seconds, saves):
+    """Of two models, two epochs each: one an epoch, or the one at the end alone."""
+    config = T.Config(out=str(tmp_path), d_model=8, nhead=2, d_hid=8, folds=2, models=1, epochs=2, lr=1e-3)
+    news, written = T.load_news(T.Config(data=str(SAMPLE))), []
+    monkeypatch.setattr(T, "SAVE_EVERY", seconds)
+    monkeypatch.setattr(T, "write_whole", lambda path, write: written.append(path))
+    T.train_folds(config, news, T.assign_folds(news.labels, 2, 0), {}, "cpu")
+    assert len(written) == saves
+
+
 def test_evaluate_by_hand():
     probabilities = torch.tensor([[0.9, 0.1]] * 8 + [[0.2, 0.8]] * 2, dtype=torch.double)
     labels = torch.tensor([0] * 7 + [1] * 3)
