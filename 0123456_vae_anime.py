@@ -78,7 +78,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 # --------------------------------------------------------------------------------------------------------- run helpers
@@ -356,6 +356,13 @@ def infer(model, images):
     return loss.double().mean().item(), mean, logvar
 
 
+def move_average(averages, weights, steps):
+    """A running average's next step, of AveragedModel: over all that went before at first, in the end over some 200."""
+    share = (9 / (10 + steps)).clamp(min=0.005)  # a tensor, so that no step waits for the device
+    for average, weight in zip(averages, weights, strict=True):
+        average.lerp_(weight, share)
+
+
 def train_epoch(config, model, average, optimizer, images, epoch):
     """One pass; returns the mean reconstruction and KL terms in nats, as they were on the way."""
     model.train()
@@ -381,13 +388,13 @@ def train(config, images, validation, device):
     """Train, with a checkpoint each epoch. Returns what model.pt holds: config, seconds, the weights of the epoch that
     was best on validation, that epoch, and the history: [reconstruction, KL, the same of validation] an epoch.
 
-    Weights are a running average of the optimizer's (decay 0.995).
+    Weights are the running average of the optimizer's.
     """
     checkpoint = load_resume(config, images.numpy().tobytes())
     started = time.perf_counter() - checkpoint.get("seconds", 0.0)
     seed_everything(config.seed)
     model = new_model(config, images).to(device)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+    average = AveragedModel(model, multi_avg_fn=move_average)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=1e-3, fused=True)
     images, validation, history = images.to(device), validation.to(device), []
     if "state" in checkpoint:

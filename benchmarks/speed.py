@@ -152,7 +152,7 @@ def digits(data, rival_epochs=40, our_epochs=30):
 
     config = script.Config()
     model = script.VAE(config.latent_dim)
-    average = script.AveragedModel(model, multi_avg_fn=script.get_ema_multi_avg_fn(0.995))
+    average = script.AveragedModel(model, multi_avg_fn=script.move_average)
     adamw = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=1e-3, fused=True)
 
     def our_epoch(epoch):
@@ -207,7 +207,7 @@ def faces(data, count=960):
     model = script.new_model(config, images)
     ready_after = time.perf_counter() - started
     other = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    average = script.AveragedModel(model, multi_avg_fn=script.get_ema_multi_avg_fn(0.995))
+    average = script.AveragedModel(model, multi_avg_fn=script.move_average)
     adamw = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=1e-3, fused=True)
     adam = torch.optim.Adam(other.parameters(), 1e-3)
     path, _ = script.course_file(data, "anime-faces.zip")

@@ -130,6 +130,21 @@ def test_logvar_is_bounded():
     assert logvar.max() == V.LOGVAR_BOUND and V.kl_divergence(mean, logvar).isfinite().all()
 
 
+def test_running_average_by_hand():
+    """Weights that are 0 at first, then 1: the start is forgotten in a few steps; later one step in 200 counts."""
+    layer = torch.nn.Linear(1, 1)
+    average, seen = V.AveragedModel(layer, multi_avg_fn=V.move_average), []
+    for step in range(3):
+        torch.nn.init.constant_(layer.weight, float(step > 0))
+        average.update_parameters(layer)
+        seen.append(average.module.weight.item())
+    assert seen == pytest.approx([0, 9 / 11, 1 - (2 / 11) * (3 / 12)])
+    average.n_averaged += 10_000
+    torch.nn.init.constant_(layer.weight, seen[-1] + 1)
+    average.update_parameters(layer)
+    assert average.module.weight.item() == pytest.approx(seen[-1] + 0.005)
+
+
 def test_importance_weighted_bound_is_exact_where_the_posterior_is():
     """A decoder that ignores z, and an encoder that says N(0, 1): every weight is p(x)."""
     model, x = small_vae(), digits()
