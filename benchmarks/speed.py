@@ -1,6 +1,6 @@
 """How fast the scripts are, as ratios to what one would write instead, measured side by side.
 
-    python benchmarks/speed.py --data DIR               everything, 10 minutes on 2 cores
+    python benchmarks/speed.py --data DIR               everything, 12 minutes on 2 cores
     python benchmarks/speed.py --data DIR encoder run   some of: encoder, run, digits, faces, start, growth
 
 Prints every figure and keeps it in report/results/speed.json. Times of rivals alternate, and the ratio is that of the
@@ -113,7 +113,7 @@ def run(data):
 # -------------------------------------------------------------------------------------------------------------- digits
 
 
-def digits(data, rival_epochs=40, our_epochs=30):
+def digits(data, rival_epochs=200, our_epochs=30):
     """Seconds of training until -ELBO on validation images is so many nats: ours, and pytorch/examples' VAE.
 
     Ours follows the schedule of a whole run, of which these are the first epochs; posteriors are not refined.

@@ -19,6 +19,7 @@ def change(text):
 TRAINING = "        optimizer.zero_grad()"
 POOLING = "        logits = self.classify(x.amax(1))  # the largest over the text of each of the D features"
 NORM = "        x = self.norm(x).masked_fill(~mask[..., None], torch.finfo(x.dtype).min)"
+ANSWER = "        return (logits, maps) if return_attention else logits"
 VECTORS = "        x, maps = self.project(self.embedding(tokens)) + position, []"
 LAYERS = "        self.layers = nn.ModuleList(EncoderLayer(D, c.nhead, c.d_hid, c.dropout) for _ in range(c.nlayers))"
 AVERAGE = "        tokens, average = tokens.to(device), AveragedModel(model.to(device))"
@@ -54,6 +55,25 @@ IDEAS = {
     "vectors trained on": f"""
 -{KEEP}
 +        pass
+""",
+    "vectors trained on at a tenth of the rate": f"""
+-{KEEP}
++        pass
+-{ADAMW}
++        slow = model.embedding.weight
++        groups = [dict(params=[p for p in model.parameters() if p is not slow]), dict(params=[slow])]
++        optimizer = torch.optim.AdamW(groups, config.lr, betas=(0.9, 0.98), fused=True)
+-{RATE}
++{RATE}
++        optimizer.param_groups[1]["lr"] = optimizer.param_groups[0]["lr"] / 10
+""",
+    "vectors trained on, pulled back to where they were": f"""
+-{KEEP}
++        model.anchor = model.embedding.weight.detach().clone()
+-{TRAINING}
++        words = tokens[rows, :T]
++        loss = loss + (model.embedding(words) - model.anchor[words]).square().sum(2).mean() / 2
++{TRAINING}
 """,
     "no naive Bayes beside it": f"""
 -{TRUST}
@@ -135,6 +155,11 @@ IDEAS = {
 -{VECTORS}
 +        words, back = tokens.unique(return_inverse=True)
 +        x, maps = self.project(self.embedding(tokens) + self.gram(self.grams[words])[back]) + position, []
+""",
+    "temperature 0.8": f"""
+-{ANSWER}
++        logits = logits if self.training else logits / 0.8
++{ANSWER}
 """,
     "a mark between title and content": """
 -        texts = map(" ".join, zip(table["title"], table["content"], strict=True))

@@ -389,7 +389,9 @@ def test_out_of_fold_is_by_the_models_that_have_not_seen_the_row(finished):
     by_model = torch.stack([T.predict(model, T.encode(news.train, model.vocabulary)) for model in models])
     oof = torch.where((fold_of == 0)[:, None], by_model[:2].mean(0), by_model[2:].mean(0))
     assert len(models) == 4 and not torch.equal(by_model[0], by_model[1])
-    assert (oof.argmax(1) == news.labels).double().mean().item() == figures(folder)["oof_accuracy"]
+    metrics, loss = figures(folder), torch.nn.functional.nll_loss(oof.log(), news.labels).item()
+    assert (oof.argmax(1) == news.labels).double().mean().item() == metrics["oof_accuracy"]
+    assert loss == pytest.approx(metrics["oof_loss_nats"], rel=1e-5)  # accuracies alone can be the same by chance
 
 
 def test_words_as_labels_and_the_handouts_columns(course, tmp_path, monkeypatch):

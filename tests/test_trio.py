@@ -166,10 +166,22 @@ def test_readme_quotes_the_speed():
     assert f"| {speed['run']['ratio']:.1f} times as many |" in readme
     if digits := speed.get("digits"):
         assert f"| {digits['seconds_to_114.5_nats']:.0f}; {digits['seconds_to_100_nats']:.0f} |" in readme
+        best, after, ours = (
+            digits[name] for name in ("rivals_best_nats", "rivals_seconds_to_rivals_best", "seconds_to_rivals_best")
+        )
+        assert f"| {best:.1f} nats after {after:.0f} seconds; {ours:.0f} seconds |" in readme
     if faces := speed.get("faces"):
         assert f"| {faces['ratio']:.2f} times as many |" in readme
         assert f"| {faces['share_of_peak_float32']:.0%} |" in readme
         assert f"| {faces['seconds_to_decode']:.1f}; {faces['seconds_to_first_step']:.1f} |" in readme
+    if growth := speed.get("growth"):
+        one, four = ([sizes[name] for sizes in growth.values()] for name in ("1 times", "4 times"))
+        for unit in ("seconds", "gigabytes"):
+            ratios = (b[unit] / a[unit] for a, b in zip(one, four, strict=True))
+            assert (
+                "{:.1f}, {:.1f}, {:.1f} times the {unit}".format(*ratios, unit=unit.replace("gigabytes", "memory"))
+                in readme
+            )
     start = [speed["start"][path.stem.removeprefix("0123456_")] for path in SCRIPTS]
     assert f"| {max(times['help_seconds'] for times in start):.1f} seconds |" in readme
     assert f"| {max(times['dry_run_seconds'] for times in start):.1f} seconds |" in readme
