@@ -278,6 +278,8 @@ def draw_sweep():
     for axes, data in zip(figure.subplots(2, 2), ("mnist", "anime"), strict=True):
         runs = [RESULTS / f"vae_{data}{end}.json" for end in ("_kl0", "_kl0.1", "", "_kl10", "_kl100")]
         runs = [json.loads(path.read_text()) for path in runs if path.exists()]
+        if not runs:
+            continue
         weights = [f"{run['kl_weight']:g}" for run in runs]
         axes[1].plot(["0", "0.1", "1", "10", "100"], [0] * 5, alpha=0)  # all five on the axis, run or not
         rate, distortion = ([run[f"{term}_nats"] for run in runs] for term in ("kl", "reconstruction"))

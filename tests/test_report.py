@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,7 @@ import typst
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "report"))
+import experiments
 from ablations import ABLATIONS, change
 from make_report import build, source
 
@@ -113,6 +115,16 @@ def test_every_ablation_changes_lines_that_the_script_has():
             assert source.count(old) == 1, (key, old)
             source = source.replace(old, new)
         compile(source, str(key), "exec")
+
+
+@pytest.mark.parametrize("there", [[], ["vae_mnist_kl0"]])
+def test_the_sweep_is_drawn_of_the_results_that_are_there(tmp_path, monkeypatch, there):
+    for name in there:
+        shutil.copy(REPORT / "results" / f"{name}.json", tmp_path)
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    monkeypatch.setattr(experiments, "FIGURES", tmp_path)
+    experiments.draw_sweep()
+    assert (tmp_path / "sweep.png").is_file()
 
 
 def test_hand_in_has_four_files(tmp_path):
