@@ -195,6 +195,10 @@ MATTER = (  # the ideas that get three seeds: what the defaults rest on, and wha
     "adversarial noise on the vectors",
     "R-Drop",
     "no positions",
+    "mixup of pooled vectors",
+    "spans of 8 words left out too",
+    "a tenth of the features cut off",
+    "a mark between title and content",
     "a mark before capitals",
 )
 

@@ -119,6 +119,8 @@ def test_readme_quotes_the_results():
         assert f"| {statistics.mean(oof):.4f} ± {statistics.stdev(oof):.4f} |" in readme
     for rival in (name for name, figures in results["tf_idf"].items() if "oof_accuracies" in figures):
         assert f"| {results['tf_idf'][rival]['mean']:.4f} ± {results['tf_idf'][rival]['std']:.4f} |" in readme
+    single = next(row for row in results["ablations"]["rows"] if row["setting"] == "as it is")["accuracies"]
+    assert f"{statistics.mean(single):.4f} ± {statistics.stdev(single):.4f}." in readme
     run = results["transformer"]
     assert f"{run['deletion_attended_changed']:.1%}" in readme and f"{run['deletion_random_changed']:.1%}" in readme
     assert f"{run['deletion_attended_fall']:.3f}" in readme and f"{run['deletion_random_fall']:.3f}" in readme
