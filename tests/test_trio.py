@@ -122,7 +122,9 @@ def test_readme_quotes_the_results():
     single = next(row for row in results["ablations"]["rows"] if row["setting"] == "as it is")["accuracies"]
     assert f"{statistics.mean(single):.4f} ± {statistics.stdev(single):.4f}." in readme
     run = results["transformer"]
-    assert f"{run['deletion_attended_changed']:.1%}" in readme and f"{run['deletion_random_changed']:.1%}" in readme
+    for way in ("attended", "random"):
+        share = round(1000 * run[f"deletion_{way}_changed"] + 1e-9) / 10  # halves up, as in the report
+        assert f"changes {share}%" in readme
     assert f"{run['deletion_attended_fall']:.3f}" in readme and f"{run['deletion_random_fall']:.3f}" in readme
     assert f"{run['wall_seconds']:.0f} seconds" in readme and f"{run['oof_accuracy']:.4f}," in readme
     assert f"({run['oof_accuracy_low']:.4f} to {run['oof_accuracy_high']:.4f})" in readme
