@@ -13,6 +13,7 @@ import importlib.util
 import io
 import itertools
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -228,8 +229,13 @@ def faces(data, count=960):
     with FlopCounterMode(display=False) as counter:
         script.train_epoch(config, model, average, adamw, images[: config.batch_size], 0)
     gflops = counter.get_total_flops() * count / config.batch_size / a / 1e9
+    with torch.profiler.profile() as profile:
+        script.train_epoch(config, model, average, adamw, images[: 8 * config.batch_size], 0)
+    spent = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    products = sum(time for name, time in spent.items() if re.search(r"convolution|mm$|mkldnn", name))
     figures = dict(ours_images_a_second=count / a, recipes_images_a_second=count / b, ratio=b / a)
     figures |= dict(seconds_to_decode=decoded_after, seconds_to_first_step=ready_after, gflops=gflops)
+    figures |= dict(share_in_products=products / sum(spent.values()))  # of matrices, and convolutions
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         figures[f"peak_gflops_{name}"] = peak(dtype) / 1e9
