@@ -177,6 +177,7 @@ def test_readme_quotes_the_speed():
     if faces := speed.get("faces"):
         assert f"| {faces['ratio']:.2f} times as many |" in readme
         assert f"| {faces['share_of_peak_float32']:.0%} |" in readme
+        assert f"products take {faces['share_in_products']:.0%} of a step" in readme.replace("\n", " ")
         assert f"| {faces['seconds_to_decode']:.1f}; {faces['seconds_to_first_step']:.1f} |" in readme
     if growth := speed.get("growth"):
         one, four = ([sizes[name] for sizes in growth.values()] for name in ("1 times", "4 times"))
