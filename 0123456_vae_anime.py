@@ -357,7 +357,7 @@ def infer(model, images):
 
 
 def move_average(averages, weights, steps):
-    """A running average's next step, of AveragedModel: over all that went before at first, in the end over some 200."""
+    """The next step of AveragedModel's running average: over about a ninth of the steps so far, at most some 200."""
     share = (9 / (10 + steps)).clamp(min=0.005)  # a tensor, so that no step waits for the device
     for average, weight in zip(averages, weights, strict=True):
         average.lerp_(weight, share)
