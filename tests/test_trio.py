@@ -159,6 +159,14 @@ def test_readme_quotes_the_autoencoders_results():
     assert f"is\n  {heavy['pixel_entropy_nats']:.2f}: the" in readme
     assert f"({none['reconstruction_nats']:.1f} nats against {one['reconstruction_nats']:.1f})" in readme
     assert digits_row(json.loads((ROOT / "report" / "results" / "mlp_vae.json").read_text())) in readme
+    assert f"mean variance is {none['posterior_variance_mean']:.1e}" in readme
+    one, none, heavy = (results[f"vae_anime{weight}"] for weight in ("", "_kl0", "_kl100"))
+    assert f"took {one['wall_seconds']:.0f} seconds" in readme
+    assert f"lie {one['swd_prior'] / one['swd_reconstructions']:.2f} times as far" in readme
+    assert f"falls to {heavy['kl_nats']:.1f} nats, {sum(kl > 0.1 for kl in heavy['kl_per_dimension_nats'])}" in readme
+    assert f"1/σ² = {1 / heavy['sigma'] ** 2:.0f} times" in readme
+    narrow, wide = (run["posterior_variance_mean"] for run in (none, one))
+    assert f"{narrow:.1e} on average, against {wide:.3f})" in readme
 
 
 def test_readme_quotes_the_speed():
@@ -168,25 +176,22 @@ def test_readme_quotes_the_speed():
     assert f"| {a:.2f} of its time; without dropout {a_plain:.2f} |" in readme
     assert f"| {b:.2f}; without dropout, when PyTorch's fused attention applies, {b_plain:.2f} |" in readme
     assert f"| {speed['run']['ratio']:.1f} times as many |" in readme
-    if digits := speed.get("digits"):
-        assert f"| {digits['seconds_to_114.5_nats']:.0f}; {digits['seconds_to_100_nats']:.0f} |" in readme
-        best, after, ours = (
-            digits[name] for name in ("rivals_best_nats", "rivals_seconds_to_rivals_best", "seconds_to_rivals_best")
-        )
-        assert f"| {best:.1f} nats after {after:.0f} seconds; {ours:.0f} seconds |" in readme
-    if faces := speed.get("faces"):
-        assert f"| {faces['ratio']:.2f} times as many |" in readme
-        assert f"| {faces['share_of_peak_float32']:.0%} |" in readme
-        assert f"products take {faces['share_in_products']:.0%} of a step" in readme.replace("\n", " ")
-        assert f"| {faces['seconds_to_decode']:.1f}; {faces['seconds_to_first_step']:.1f} |" in readme
-    if growth := speed.get("growth"):
-        one, four = ([sizes[name] for sizes in growth.values()] for name in ("1 times", "4 times"))
-        for unit in ("seconds", "gigabytes"):
-            ratios = (b[unit] / a[unit] for a, b in zip(one, four, strict=True))
-            assert (
-                "{:.1f}, {:.1f}, {:.1f} times the {unit}".format(*ratios, unit=unit.replace("gigabytes", "memory"))
-                in readme
-            )
+    digits, faces = speed["digits"], speed["faces"]
+    assert f"| {digits['seconds_to_114.5_nats']:.0f}; {digits['seconds_to_100_nats']:.0f} |" in readme
+    assert f"its best in {len(digits['rivals_curve'])} epochs, {digits['rivals_curve'][-1][0]:.0f} seconds;" in readme
+    names = "rivals_best_nats", "rivals_seconds_to_rivals_best", "seconds_to_rivals_best"
+    assert "| {:.1f} nats after {:.0f} seconds; {:.0f} seconds |".format(*map(digits.get, names)) in readme
+    assert digits["rivals_seconds_to_114.5_nats"] is None  # README: never
+    assert f"| {faces['ratio']:.2f} times as many |" in readme
+    assert f"| {faces['share_of_peak_float32']:.0%} |" in readme
+    assert f"products take {faces['share_in_products']:.0%} of a step" in readme.replace("\n", " ")
+    assert f"| {faces['seconds_to_decode']:.1f}; {faces['seconds_to_first_step']:.1f} |" in readme
+    sizes = [speed["growth"][name] for name in ("transformer", "vae_mnist", "vae_anime")]
+    for unit, name in (("seconds", "seconds"), ("gigabytes", "memory")):
+        ratios = [size["4 times"][unit] / size["1 times"][unit] for size in sizes]
+        assert "{:.1f}, {:.1f}, {:.1f} times the {}".format(*ratios, name) in readme
+    for size in sizes[1:]:
+        assert f"and {size['course']['gigabytes']:.1f} GB of memory" in readme
     start = [speed["start"][path.stem.removeprefix("0123456_")] for path in SCRIPTS]
     assert f"| {max(times['help_seconds'] for times in start):.1f} seconds |" in readme
     assert f"| {max(times['dry_run_seconds'] for times in start):.1f} seconds |" in readme
