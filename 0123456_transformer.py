@@ -133,7 +133,7 @@ def fail(message):
 
 def data_file(folder, name):
     """Path of a course file; only if no folder is named may the made data/sample stand in."""
-    path = (folder or HERE / "data") / name
+    path = Path(folder or HERE / "data") / name
     if folder is None and not path.is_file():
         path = HERE / "data" / "sample" / name
         print(f"notice: no {name} in data: results are of made data, {path}", file=sys.stderr)
@@ -151,8 +151,8 @@ def whole_file(path):
             with open(Path(folder) / path.name, "wb") as file:
                 yield file
             os.replace(file.name, path)
-    except OSError as error:
-        fail(f"cannot write {path} ({error.strerror}): make room or name another --out")
+    except (OSError, RuntimeError) as error:  # torch.save makes the latter of a full disk
+        fail(f"cannot write {path} ({error!s:.80}): make room or name another --out")
 
 
 def load_saved(path):
@@ -245,7 +245,7 @@ def read_vectors(path, words):
                 numbers = rest.split()
                 if len(numbers) < width:
                     raise ValueError(f"{len(numbers)} numbers, not {width}, after {word}")
-                if len(numbers) == width:  # else a word with blanks in it
+                if len(numbers) == width > 1:  # else a word with blanks in it
                     found[key] = np.array(numbers, np.float32)
     return found
 
@@ -641,10 +641,12 @@ def main(argv=None):
     with whole_file(args.out / "metrics.json") as file:
         file.write(json.dumps(metrics, indent=1).encode())
     low, high = metrics["oof_accuracy_low"], metrics["oof_accuracy_high"]
-    with contextlib.suppress(OSError):
+    try:
         print(f"out of fold   {metrics['oof_accuracy']:.4f} (95%: {low:.4f} to {high:.4f})")
         print(f"trained in    {saved['seconds']:.0f} s on {args.device}")
         print(f"for Kaggle    {args.submission}; all else in {args.out}", flush=True)
+    except OSError:  # a closed or full output must not cost the work its exit status
+        sys.stdout = open(os.devnull, "w")
     return metrics
 
 

@@ -84,30 +84,29 @@ def run(data):
     """Real tokens a second in training: the script's way, and the tutorial's: every text padded to the longest, batches
     in random order, Adam. One fold, the same model, two epochs."""
     script = load("transformer")
-    config = script.Config(data=data, lr=5e-4, epochs=2)
-    news = script.load_news(config)
-    vectors = script.read_vectors("auto", {word for document in news.train for word in document})
-    vocabulary = script.build_vocabulary(news.train, config.min_count, vectors)
-    tokens = script.encode(news.train, vocabulary)
-    models = [script.TransformerClassifier(config, vocabulary, len(news.classes), 100) for _ in range(2)]
-    for model in models:
-        model.embedding.weight.requires_grad = False  # as the script has it
-    ours = torch.optim.AdamW(models[0].parameters(), config.lr, betas=(0.9, 0.98), fused=True)
-    adam = torch.optim.Adam(models[1].parameters(), config.lr)
-    loader = DataLoader(TensorDataset(tokens, news.labels), batch_size=config.batch_size, shuffle=True)
+    args = script.parse_args(["--data", str(data), "--epochs", "20"])
+    train, _, classes = script.load_news(args)
+    known, vectors = script.load_vectors("auto", {word for words in train["tokens"] for word in words})
+    vocabulary = script.build_vocabulary(train["tokens"], args.min_count, known)
+    texts, labels = script.encode(train["tokens"], vocabulary), torch.tensor(train["target"].tolist())
+    models = [script.TransformerClassifier(args, vocabulary, len(classes), vectors) for _ in range(2)]
+    adamw = torch.optim.AdamW(models[0].parameters(), args.lr)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(adamw, 1.0)
+    adam = torch.optim.Adam(models[1].parameters(), args.lr)
+    loader = DataLoader(TensorDataset(script.pad(texts), labels), batch_size=args.batch_size, shuffle=True)
 
     def tutorial():
         models[1].train()
-        for batch, labels in loader:
+        for batch, target in loader:
             adam.zero_grad()
-            left_out = torch.rand(batch.shape) < config.word_dropout
+            left_out = torch.rand(batch.shape) < args.word_dropout
             logits = models[1](batch.masked_fill(left_out, 0))
-            F.cross_entropy(logits, labels, label_smoothing=0.1).backward()
+            F.cross_entropy(logits, target, label_smoothing=0.1).backward()
             nn.utils.clip_grad_norm_(models[1].parameters(), 1.0)
             adam.step()
 
-    a, b = alternate(lambda: script.train_epoch(config, models[0], ours, tokens, news.labels, 0), tutorial, rounds=3)
-    real = (tokens > 0).sum().item()
+    a, b = alternate(lambda: script.train_epoch(models[0], adamw, scheduler, texts, labels, args), tutorial, rounds=3)
+    real = sum(map(len, texts))
     return dict(ours_tokens_a_second=real / a, tutorials_tokens_a_second=real / b, ratio=b / a)
 
 

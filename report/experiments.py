@@ -4,9 +4,10 @@
     python report/experiments.py --data DIR vae_mnist_kl0   some results, by their names
     python report/make_report.py
 
-Every run leaves report/results/NAME.json (its metrics.json and the commit of the scripts), and its pictures
-in report/figures; the ablations share ablations.json, to which each run adds its seed. It may be interrupted at any
-moment. Delete a result to have it made again. All of it takes about four hours on 2 cores, the ablations half of that.
+Every run leaves report/results/NAME.json (its metrics.json and the commit of the scripts), and its
+pictures in report/figures. Delete a result to have it made again. All of it takes about two hours
+on 2 cores. Two results are frozen, no command makes them again: ablations.json and tried.json,
+measured with former versions of the scripts, each with its commit.
 """
 
 import argparse
@@ -22,13 +23,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from ablations import ABLATIONS, change
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +43,8 @@ RUNS = {
     "transformer": ("transformer", "", ("curves", "confusion", "attention")),
     "transformer_seed1": ("transformer", "--seed 1", ()),
     "transformer_seed2": ("transformer", "--seed 2", ()),
+    "transformer_seed3": ("transformer", "--seed 3", ()),
+    "transformer_seed4": ("transformer", "--seed 4", ()),
     "transformer_scratch": ("transformer", "--embeddings none", ()),
     "transformer_scratch_seed1": ("transformer", "--embeddings none --seed 1", ()),
     "transformer_scratch_seed2": ("transformer", "--embeddings none --seed 2", ()),
@@ -65,7 +66,6 @@ def run_script(name, data):
     script, options, pictures = RUNS[name]
     with tempfile.TemporaryDirectory() as out:
         argv = [*options.split(), "--data", data, "--out", out]
-        argv += ["--submission", f"{out}/submission.csv"] if script == "transformer" else []
         subprocess.run([sys.executable, ROOT / f"0123456_{script}.py", *argv], check=True)
         metrics = json.loads((Path(out) / "metrics.json").read_text())
         for picture in pictures:
@@ -75,50 +75,50 @@ def run_script(name, data):
     return metrics | {"argv": options.split()}
 
 
-def ablations(data, commit):
-    """Run every setting of ABLATIONS, one model a fold, over its seeds; each result is added as soon as it is there.
-
-    Each is the script itself in another folder, with its options and its changed lines; a run has one core, and as many
-    run side by side as there are cores. Groups share the run that changes nothing.
-    """
-    path = RESULTS / "ablations.json"
-    result = json.loads(path.read_text()) if path.exists() else {"commit": commit, "rows": []}
-    rows = {(row["group"], row["setting"]): row for row in result["rows"]}
-    for seed in range(3):
-        jobs = {}  # what is changed: which rows wait for it
-        for key, (options, changes, seeds) in ABLATIONS.items():
-            empty = dict(zip(("group", "setting"), key, strict=True), options=options, accuracies=[], losses=[])
-            row = rows.setdefault(key, empty | dict(seconds=[]))
-            if seed < seeds and len(row["accuracies"]) == seed:
-                jobs.setdefault((options, changes), []).append(row)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            runs = {pool.submit(run_changed, *change, seed, data): change for change in jobs}
-            for run in as_completed(runs):
-                metrics = run.result()
-                for row in jobs[runs[run]]:
-                    row["accuracies"].append(metrics["oof_accuracy"])
-                    row["losses"].append(metrics["oof_loss_nats"])
-                    row["seconds"].append(metrics["train_seconds"])
-                    print(row["group"], row["setting"], f"seed {seed}: {row['accuracies'][-1]:.4f}", flush=True)
-                result["rows"] = [rows[key] for key in ABLATIONS if rows[key]["accuracies"]]
-                write(path, result)
+def load_script(name):
+    """The script's functions."""
+    return SimpleNamespace(**runpy.run_path(str(ROOT / f"0123456_{name}.py")))
 
 
-def run_changed(options, changes, seed, data):
-    """Metrics of the classifier with options and with lines of its source changed."""
-    source = (ROOT / "0123456_transformer.py").read_text()
-    for old, new in change(changes).items():
-        assert source.count(old) == 1, f"{source.count(old)} times in the script: {old}"
-        source = source.replace(old, new)
-    source = source.replace("\n    draw_", "\n    None and draw_")  # no pictures
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "transformer.py"
-        script.write_text(source)
-        options = options.split() if "--embeddings" in options else [*options.split(), "--embeddings", VECTORS]
-        options = ["--models", "1", *options, "--seed", str(seed), "--data", Path(data).resolve(), "--out", folder]
-        command, one_core = [sys.executable, script, *options], os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=folder, env=one_core, check=True, stderr=subprocess.DEVNULL)
-        return json.loads((Path(folder) / "metrics.json").read_text())
+def news_args(script, data, *options):
+    return script.parse_args(["--data", str(data), *options])
+
+
+def deletion(data, share=0.2):
+    """Does attention show what matters? Take that share of its tokens out of each held-out text, those
+    that get the most attention in the last layer (the mean over heads and tokens) or random ones: how
+    often the prediction changes, by how much the predicted class's probability falls."""
+    script = load_script("transformer")
+    with tempfile.TemporaryDirectory() as out:
+        script.main(["--data", str(data), "--out", out])
+        models, config = script.load_checkpoint(Path(out) / "model.pt")
+    train, _, _ = script.load_news(config)
+    torch.manual_seed(0)
+    falls = {"attended": [], "random": []}
+    changes = {"attended": [], "random": []}
+    for fold, model in enumerate(models):
+        texts = script.encode(train["tokens"][train["fold"] == fold], model.vocabulary)
+        before = script.predict(model, texts)
+        guess = before.argmax(1)
+        for way in falls:
+            kept = []
+            for text in texts:
+                with torch.no_grad():
+                    maps = model(text[None], return_attention=True)[1][-1]  # (1, H, T, T)
+                score = maps.mean((0, 1, 2)) if way == "attended" else torch.rand(len(text))
+                kept.append(
+                    text[score.argsort()[: len(text) - math.ceil(share * len(text))].sort()[0]]
+                )
+            kept = [some if len(some) else torch.tensor([script.PAD]) for some in kept]
+            after = script.predict(model, kept)
+            rows = torch.arange(len(texts))
+            falls[way] += (before[rows, guess] - after[rows, guess]).tolist()
+            changes[way] += (after.argmax(1) != guess).tolist()
+    return {
+        f"{way}_{name}": float(np.mean(values[way]))
+        for way in falls
+        for name, values in (("fall", falls), ("changed", changes))
+    }
 
 
 def tokenizers(data):
@@ -126,59 +126,69 @@ def tokenizers(data):
 
     Seconds are of the processor, the least of three passes over all texts.
     """
-    script = SimpleNamespace(**runpy.run_path(str(ROOT / "0123456_transformer.py")))
+    script = load_script("transformer")
 
-    def figures(news, min_count, vectors):
-        fold_of = script.assign_folds(news.labels, 5, 0).tolist()
+    def figures(train, min_count, pretrained_words):
         held, unknown, documents, counts = 0, Counter(), Counter(), Counter()
         for fold in range(5):
-            train = [words for words, k in zip(news.train, fold_of, strict=True) if k != fold]
-            test = [words for words, k in zip(news.train, fold_of, strict=True) if k == fold]
-            for name, pretrained in (("alone", ()), ("with_vectors", vectors)):
-                vocabulary = script.build_vocabulary(train, min_count, pretrained)
-                strange = [sum(word not in vocabulary for word in words) for words in test]
+            inside = train["tokens"][train["fold"] != fold]
+            outside = train["tokens"][train["fold"] == fold]
+            for name, pretrained in (("alone", ()), ("with_vectors", pretrained_words)):
+                vocabulary = script.build_vocabulary(inside, min_count, pretrained)
+                strange = [sum(word not in vocabulary for word in words) for words in outside]
                 unknown[name] += sum(strange)
                 documents[name] += sum(map(bool, strange))
                 counts[name] += len(vocabulary) / 5
-            held += sum(map(len, test))
+            held += sum(map(len, outside))
         rates = {f"unknown_tokens_{name}": unknown[name] / held for name in unknown}
-        rates |= {f"texts_with_unknown_{name}": documents[name] / len(news.train) for name in documents}
+        rates |= {f"texts_with_unknown_{name}": documents[name] / len(train) for name in documents}
         return rates | {f"vocabulary_{name}": count for name, count in counts.items()}
 
-    rows, by_count = {}, {}
-    for name in script.NLTK:
-        config, seconds = script.Config(data=data, tokenizer=name), []
+    rows = {}
+    for name in script.TOKENIZERS:
+        args = news_args(script, data, "--tokenizer", name)
+        seconds = []
         for _ in range(3):
             started = time.process_time()
-            news = script.load_news(config)
+            train, test, _ = script.load_news(args)
             seconds.append(time.process_time() - started)
-        counts = Counter(word for words in news.train for word in words)
-        vectors = script.read_vectors("auto", {word for words in news.train + news.test for word in words})
+        texts = train["tokens"].tolist()
+        counts = Counter(word for words in texts for word in words)
+        known, _ = script.load_vectors(
+            "auto", counts.keys() | {w for words in test["tokens"] for w in words}
+        )
+        vectors = set(known)
         rows[name] = dict(
             words=len(counts),
-            tokens_per_text=sum(counts.values()) / len(news.train),
+            tokens_per_text=sum(counts.values()) / len(texts),
             words_with_vector=sum(word in vectors for word in counts) / len(counts),
-            tokens_with_vector=sum(n for word, n in counts.items() if word in vectors) / sum(counts.values()),
-            texts_per_second=(len(news.train) + len(news.test)) / min(seconds),
-            example=news.train[EXAMPLE][:14],
-            **figures(news, config.min_count, vectors),
+            tokens_with_vector=sum(n for word, n in counts.items() if word in vectors)
+            / sum(counts.values()),
+            texts_per_second=(len(train) + len(test)) / min(seconds),
+            example=texts[EXAMPLE][:14],
+            **figures(train, args.min_count, known),
         )
-        if name == script.Config.tokenizer:
-            by_count = {n: dict(min_count=n, **figures(news, n, vectors)) for n in (1, 2, 3, 5, 10)}
-            lengths = sorted(map(len, news.train))
-            batches = [lengths[i : i + config.batch_size] for i in range(0, len(lengths), config.batch_size)]
+        if name == "wordpunct":
+            by_count = [dict(min_count=n, **figures(train, n, known)) for n in (1, 2, 3, 5, 10)]
+            lengths = sorted(map(len, texts))
+            batches = [
+                lengths[i : i + args.batch_size] for i in range(0, len(lengths), args.batch_size)
+            ]
             by_length = sum(len(batch) * batch[-1] for batch in batches)
-            lengths = dict(shortest=lengths[0], median=lengths[len(lengths) // 2], longest=lengths[-1])
-            lengths |= dict(padding_to_longest=1 - rows[name]["tokens_per_text"] / lengths["longest"])
-            lengths |= dict(padding_by_length=1 - sum(counts.values()) / by_length)
-            fold_of = script.assign_folds(news.labels, 5, 0)
-            held = fold_of == fold_of[EXAMPLE]
-            alone = script.build_vocabulary([news.train[i] for i in (~held).nonzero()[:, 0]], config.min_count)
-            short = next(i for i in held.nonzero()[:, 0] if len(news.train[i]) <= 25)
-            texts = [news.train[short][:20], news.train[EXAMPLE][:28]]
-            batch = script.encode(texts, alone).tolist()
-            example = [dict(words=words, ids=ids) for words, ids in zip(texts, batch, strict=True)]
-    return dict(tokenizers=rows, min_counts=list(by_count.values()), lengths=lengths, example=example)
+            summary = dict(
+                shortest=lengths[0], median=lengths[len(lengths) // 2], longest=lengths[-1]
+            )
+            summary["padding_to_longest"] = 1 - rows[name]["tokens_per_text"] / lengths[-1]
+            summary["padding_by_length"] = 1 - sum(counts.values()) / by_length
+            held = train["fold"] == train["fold"][EXAMPLE]
+            alone = script.build_vocabulary(train["tokens"][~held], args.min_count)
+            short = next(words for words in train["tokens"][held] if len(words) <= 25)
+            pair = [short[:20], texts[EXAMPLE][:28]]
+            example = [
+                dict(words=words, ids=ids.tolist())
+                for words, ids in zip(pair, script.encode(pair, alone), strict=True)
+            ]
+    return dict(tokenizers=rows, min_counts=by_count, lengths=summary, example=example)
 
 
 def tf_idf(data):
@@ -190,15 +200,18 @@ def tf_idf(data):
     from sklearn.pipeline import make_pipeline, make_union
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-    script = runpy.run_path(str(ROOT / "0123456_transformer.py"))
-    news = script["load_news"](script["Config"](data=data))
-    texts, labels = np.array([" ".join(words) for words in news.train]), news.labels.numpy()
+    script = load_script("transformer")
+    train, _, _ = script.load_news(news_args(script, data))
+    texts = np.array([" ".join(words) for words in train["tokens"]])
+    labels = train["target"].to_numpy()
     single = dict(token_pattern=r"\S+", lowercase=False)
     words = dict(**single, ngram_range=(1, 2))
-    vectors = script["read_vectors"]("auto", {word for document in news.train for word in document})
-    table = np.stack([*vectors.values()])
+    known, vectors = script.load_vectors(
+        "auto", {word for words in train["tokens"] for word in words}
+    )
+    table = vectors[2:].numpy()
     mean_vector = (
-        lambda: TfidfVectorizer(**single, vocabulary=[*vectors], norm="l1"),
+        lambda: TfidfVectorizer(**single, vocabulary=known, norm="l1"),
         lambda: FunctionTransformer(lambda weights: weights @ table),
         StandardScaler,
         lambda: FunctionTransformer(lambda x: x / 10),
@@ -207,10 +220,15 @@ def tf_idf(data):
         tf_idf_logistic_regression=lambda: make_pipeline(
             TfidfVectorizer(**words, sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
         ),
-        complement_naive_bayes=lambda: make_pipeline(CountVectorizer(**words, binary=True), ComplementNB()),
+        complement_naive_bayes=lambda: make_pipeline(
+            CountVectorizer(**words, binary=True), ComplementNB()
+        ),
         naive_bayes=lambda: make_pipeline(CountVectorizer(**single), MultinomialNB(alpha=0.5)),
         tf_idf_mean_vector_logistic_regression=lambda: make_pipeline(
-            make_union(TfidfVectorizer(**words, sublinear_tf=True), make_pipeline(*(part() for part in mean_vector))),
+            make_union(
+                TfidfVectorizer(**words, sublinear_tf=True),
+                make_pipeline(*(part() for part in mean_vector)),
+            ),
             LogisticRegression(C=5, max_iter=3000),
         ),
     )
@@ -218,21 +236,26 @@ def tf_idf(data):
     for name, rival in rivals.items():
         accuracies = []
         for seed in range(3):
-            fold = script["assign_folds"](news.labels, 5, seed).numpy()
+            train, _, _ = script.load_news(news_args(script, data, "--seed", str(seed)))
+            fold = train["fold"].to_numpy()
             right = [
-                rival().fit(texts[fold != k], labels[fold != k]).score(texts[fold == k], labels[fold == k])
+                rival()
+                .fit(texts[fold != k], labels[fold != k])
+                .score(texts[fold == k], labels[fold == k])
                 for k in range(5)
             ]
             accuracies.append(float(np.average(right, weights=np.bincount(fold))))
         metrics[name] = dict(
-            oof_accuracies=accuracies, mean=float(np.mean(accuracies)), std=float(np.std(accuracies, ddof=1))
+            oof_accuracies=accuracies,
+            mean=float(np.mean(accuracies)),
+            std=float(np.std(accuracies, ddof=1)),
         )
     return metrics
 
 
 def mlp_vae(data):
     """The rival on the same split: pytorch/examples' VAE, 784-400-20, Adam 1e-3, batches of 128, its best epoch."""
-    script = SimpleNamespace(**runpy.run_path(str(ROOT / "0123456_vae_mnist.py")))
+    script = load_script("vae_mnist")
     images, validation, test = script.split(script.load_images(script.Config(data=data))[0])
     torch.manual_seed(0)
     model = script.VAE(20)
@@ -240,13 +263,19 @@ def mlp_vae(data):
     layers = [nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784), nn.Unflatten(1, (1, 28, 28))]
     model.decoder = nn.Sequential(*layers)
     model.encode = lambda x: model.encoder(x).chunk(2, 1)  # 0 and 1 as they are, as there
-    optimizer, started, best = torch.optim.Adam(model.parameters(), 1e-3), time.perf_counter(), math.inf
+    optimizer, started, best = (
+        torch.optim.Adam(model.parameters(), 1e-3),
+        time.perf_counter(),
+        math.inf,
+    )
     for epoch in range(100):
         model.train()
         for rows in torch.randperm(len(images)).split(128):
             x = script.to_float(images[rows])
             decoded, mean, logvar = model(x)
-            loss = (model.reconstruction_loss(decoded, x) + script.kl_divergence(mean, logvar).sum(1)).mean()
+            loss = (
+                model.reconstruction_loss(decoded, x) + script.kl_divergence(mean, logvar).sum(1)
+            ).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -267,7 +296,7 @@ def mlp_vae(data):
     )
 
 
-OTHERS = {"tf_idf": tf_idf, "mlp_vae": mlp_vae, "tokenizers": tokenizers}
+OTHERS = {"tf_idf": tf_idf, "mlp_vae": mlp_vae, "tokenizers": tokenizers, "deletion": deletion}
 
 
 def draw_sweep():
@@ -276,19 +305,27 @@ def draw_sweep():
 
     figure = Figure(figsize=(9, 5), layout="constrained", dpi=160)
     for axes, data in zip(figure.subplots(2, 2), ("mnist", "anime"), strict=True):
-        runs = [RESULTS / f"vae_{data}{end}.json" for end in ("_kl0", "_kl0.1", "", "_kl10", "_kl100")]
+        runs = [
+            RESULTS / f"vae_{data}{end}.json" for end in ("_kl0", "_kl0.1", "", "_kl10", "_kl100")
+        ]
         runs = [json.loads(path.read_text()) for path in runs if path.exists()]
         if not runs:
             continue
         weights = [f"{run['kl_weight']:g}" for run in runs]
-        axes[1].plot(["0", "0.1", "1", "10", "100"], [0] * 5, alpha=0)  # all five on the axis, run or not
-        rate, distortion = ([run[f"{term}_nats"] for run in runs] for term in ("kl", "reconstruction"))
+        axes[1].plot(
+            ["0", "0.1", "1", "10", "100"], [0] * 5, alpha=0
+        )  # all five on the axis, run or not
+        rate, distortion = (
+            [run[f"{term}_nats"] for run in runs] for term in ("kl", "reconstruction")
+        )
         axes[0].plot(rate, distortion, "k--", linewidth=0.8)
         short = ["--epochs" in run["argv"] for run in runs]
         for x, y, weight, third in zip(rate, distortion, weights, short, strict=True):
             axes[0].plot(x, y, "o", color="black", markerfacecolor="white" if third else "black")
             near = dict(xytext=(7, 7), textcoords="offset points")
-            axes[0].annotate(f"λ = {weight}", (x, y), **near, ha="right" if x > 0.8 * max(rate) else "left")
+            axes[0].annotate(
+                f"λ = {weight}", (x, y), **near, ha="right" if x > 0.8 * max(rate) else "left"
+            )
         axes[0].set(xlabel="rate: KL, nats", ylabel="distortion: −log p(x|z), nats")
         axes[0].set_title({"mnist": "Tibetan digits", "anime": "anime faces"}[data])
         axes[0].margins(0.1, 0.2)
@@ -321,18 +358,20 @@ def write(path, result):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="folder of the course's real files")
     parser.add_argument("names", nargs="*", help="which results to make (default: all)")
     args = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
     for folder in (RESULTS, FIGURES):
         folder.mkdir(exist_ok=True)
-    for name in args.names or [*RUNS, *OTHERS, "ablations"]:
+    for name in args.names or [*RUNS, *OTHERS]:
         path = RESULTS / f"{name}.json"
-        if name == "ablations":
-            ablations(args.data, commit)
-        elif not path.exists():
+        if not path.exists():
             metrics = run_script(name, args.data) if name in RUNS else OTHERS[name](args.data)
             write(path, metrics | {"commit": commit, "machine": machine()})
         print(f"{name}: {path.relative_to(ROOT)}", flush=True)

@@ -47,7 +47,8 @@ def error_line(module, *argv):
     """Run a script's main as its command line does; returns the one line of its error, whose exit status is 2."""
     stderr = io.StringIO()
     with pytest.raises(SystemExit) as stopped, contextlib.redirect_stderr(stderr):
-        module.run(lambda: module.main([str(word) for word in argv]))
+        words = [str(word) for word in argv]
+        module.run(lambda: module.main(words)) if hasattr(module, "run") else module.main(words)
     return one_line_error(stopped.value.code, stderr.getvalue())
 
 

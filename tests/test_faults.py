@@ -1,6 +1,5 @@
-"""Faults provoked for real, alike in all three scripts: kills, full disks, foreign files, wild options, fuzz."""
+"""Faults provoked for real, alike in both autoencoders: kills, full disks, foreign files, wild options, fuzz."""
 
-import csv
 import io
 import json
 import math
@@ -24,15 +23,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-NAMES = ("transformer", "vae_mnist", "vae_anime")
+NAMES = ("vae_mnist", "vae_anime")
 SMALL = dict(
-    transformer="--d-model 8 --nhead 2 --d-hid 8 --folds 2 --models 2 --epochs 2 --embeddings none".split(),
     vae_mnist="--latent-dim 2 --epochs 3 --batch-size 256".split(),
     vae_anime="--latent-dim 2 --epochs 2 --batch-size 256".split(),
 )
-FIGURES = (
-    "draw_curves draw_confusion draw_attention draw_reconstructions draw_samples draw_interpolation draw_posterior"
-)
+FIGURES = "draw_curves draw_reconstructions draw_samples draw_interpolation draw_posterior"
 # FUZZ=20000 python -m pytest tests/test_faults.py -k fuzz: so many examples, other ones every time.
 FUZZ = settings(
     max_examples=int(os.environ.get("FUZZ", 500)),
@@ -45,11 +41,8 @@ FUZZ = settings(
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    """The folder of a course of 120 texts, 640 digits and 640 faces."""
+    """The folder of a course of 640 digits and 640 faces."""
     folder = tmp_path_factory.mktemp("course")
-    for name in ("train.csv", "test.csv"):
-        lines = (SAMPLE / name).read_text(encoding="utf-8").splitlines(keepends=True)
-        (folder / name).write_text("".join(lines[:121]), encoding="utf-8")
     np.savez_compressed(folder / "TibetanMNIST.npz", image=np.load(SAMPLE / "TibetanMNIST.npz")["image"][:640])
     with zipfile.ZipFile(SAMPLE / "anime-faces.zip") as whole, zipfile.ZipFile(folder / "anime-faces.zip", "w") as part:
         for name in whole.namelist()[:640]:
@@ -109,8 +102,6 @@ def assert_whole(folder):
             torch.load(path, weights_only=True)
         elif path.suffix == ".png":
             Image.open(path).load()
-        elif path.suffix == ".csv":
-            assert len(path.read_text().splitlines()) == 97
 
 
 def flat(saved):
@@ -197,17 +188,6 @@ def test_unwritable_places(name, brief, course, tmp_path, monkeypatch, place):
     assert Path("file").read_text() == "mine" and [path.name for path in tmp_path.rglob("*")] == ["file"]
 
 
-@pytest.mark.parametrize("place", ["", ".", "folder", "file/under.csv", "/proc/nowhere.csv"])
-def test_unwritable_submission(transformer, course, tmp_path, monkeypatch, place):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(transformer, "draw_attention", None)  # is not reached
-    Path("folder").mkdir()
-    Path("file").write_text("mine")
-    argv = options("transformer", course, "out", "--dry-run", "--submission", place)
-    assert "cannot write" in error_line(transformer, *argv)
-    assert {path.name for path in tmp_path.rglob("*")} == {"file", "folder", "out", "checkpoint.pt", "model.pt"}
-
-
 def test_data_in_a_place_that_cannot_be(module):
     assert "--data" in error_line(module, "--data", "long" * 2000)
 
@@ -252,10 +232,6 @@ def load_saved(module, name, folder, course, kind):
     before = {path: path.read_bytes() for path in (folder / "out").iterdir()}
     if kind == "checkpoint.pt":
         line = error_line(module, *options(name, course, folder / "out", "--resume"))
-    elif name == "transformer":
-        with pytest.raises(module.UserError) as error:
-            module.load_checkpoint(folder / "out" / kind)
-        line = str(error.value)
     else:
         line = error_line(module, *options(name, course, folder / "out", "--eval-only"))
     assert kind in line and before == {path: path.read_bytes() for path in (folder / "out").iterdir()}
@@ -286,7 +262,7 @@ def test_foreign_and_damaged_files_are_refused(name, brief, alone, course, tmp_p
     if kind == "checkpoint.pt":
         foreign |= dict(state=saved(right | {"state": 3, "models": []}))
         foreign |= dict(weights=saved(right | {"state": ([], {}, {}, {}, {}), "models": []}))
-    elif name != "transformer":
+    else:
         foreign |= dict(half=saved({key: right[key] for key in ("config", "weights")}))
         foreign |= dict(shape=saved(right | {"config": right["config"] | {"latent_dim": 3}}))
         foreign |= dict(giant=saved(right | {"config": right["config"] | {"latent_dim": 10**12}}))
@@ -320,8 +296,7 @@ def outcome(module, *argv):
 
 def test_numeric_options(name, brief, course, tmp_path, monkeypatch):
     """Each at values within and out of its range: two batches of everything, or one line that names it."""
-    if name != "transformer":
-        monkeypatch.setattr(brief, "load_images", lambda config: (IMAGES[name][0][:100], True))
+    monkeypatch.setattr(brief, "load_images", lambda config: (IMAGES[name][0][:100], True))
     for f in fields(brief.Config):
         low, high, flag = f.metadata["low"], f.metadata["high"], "--" + f.name.replace("_", "-")
         if low is None:
@@ -342,20 +317,6 @@ def test_numeric_options(name, brief, course, tmp_path, monkeypatch):
 def test_numbers_in_every_config_have_a_range(module):
     for f in fields(module.Config):
         assert (f.metadata["low"] is None) == (f.type not in (int, float)), f.name
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        "--d-model 1024 --nlayers 24 --d-hid 4096",
-        "--d-model 1024 --d-hid 4096 --folds 100",
-        "--nlayers 24 --nhead 64 --batch-size 4096",
-    ],
-)
-def test_sizes_beyond_memory_are_refused(transformer, tmp_path, monkeypatch, argv):
-    monkeypatch.setattr(transformer, "train_folds", None)  # is not reached
-    line = error_line(transformer, "--data", SAMPLE, "--out", tmp_path / "out", *argv.split())
-    assert "too large for memory" in line and not (tmp_path / "out").exists()
 
 
 # --------------------------------------------------------------------------------------------------- divergence
@@ -384,7 +345,7 @@ def assert_finite(saved):
             assert not isinstance(part, float | torch.Tensor) or bool(torch.as_tensor(part).isfinite().all())
 
 
-@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("name", NAMES)
 def test_codes_that_no_gaussian_fits(name, request):
     """As a training that goes far astray, but stays finite, leaves them."""
     module, mean = request.getfixturevalue(name), torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
@@ -423,111 +384,6 @@ def test_last_good_checkpoint_is_kept(name, brief, alone, course, tmp_path, monk
     brief.main([str(word) for word in options(name, course, "out", "--resume")])
     mine, others = (flat(torch.load(folder / "out" / "model.pt", weights_only=True)) for folder in (tmp_path, alone[0]))
     assert mine == others
-
-
-# ----------------------------------------------------------------------------------------------------- tables
-
-HEAD = "Id,Category,Title,Description\n"
-ROWS = [f"{i},{i % 4 + 1},title {i},text {i}\n" for i in range(1, 41)]
-TABLE = HEAD + "".join(ROWS)
-
-
-def table_file(folder, data):
-    for name in ("train.csv", "test.csv"):
-        (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
-    return dict(data=str(folder), folds=2)
-
-
-@pytest.mark.parametrize(
-    "data, rows, last",
-    [
-        (TABLE, 40, "title 40 text 40"),
-        (b"\xef\xbb\xbf" + TABLE.encode(), 40, "title 40 text 40"),
-        (TABLE.replace("\n", "\r\n"), 40, "title 40 text 40"),
-        (TABLE.replace("\n", "\n\n"), 40, "title 40 text 40"),
-        (TABLE + ",,,\n", 40, "title 40 text 40"),
-        (TABLE + '99,1,"two\nlines, here","a ""b""\r\nc"\n', 41, 'two lines , here a " b " c'),
-        (TABLE + '99,1,a lone qu"ote within,x\n', 41, 'a lone qu " ote within x'),
-        (TABLE + "99,1,nu\0l,\0\n", 41, "nu \0 l \0"),
-        (TABLE + "99,1," + "word " * 20_000 + ",x\n", 41, ("word " * 128).strip()),
-        (TABLE + "99,1,<" + "<" * 100_000 + ",x\n", 41, "<" * 100_001 + " x"),
-        (TABLE + "99,1,&#" + "9" * 5000 + ";&amp;#" + "9" * 5000 + ";,x\n", 41, None),
-        (TABLE + "99,1,&#38;#" + "&#49;" * 5000 + ";,x\n", 41, None),
-        (TABLE + "99,1,བོད་ཡིག ༡༢,😀 مرحبا\n", 41, None),
-        ("".join(line.replace("\n", ",more\n") for line in (HEAD, *ROWS)), 40, "title 40 text 40"),
-        ("Description,Title,Id,Category\n" + "".join(f"text,title,{i},{i % 4}\n" for i in range(40)), 40, "title text"),
-        (TABLE.replace(",1,", ",World,").replace(",2,", ',"Sci, Tech",'), 40, "title 40 text 40"),
-        (TABLE.replace(",1,", "," + "9" * 5000 + ","), 40, "title 40 text 40"),
-    ],
-    ids=range(17),
-)
-def test_tables_that_are_plainly_meant(transformer, tmp_path, data, rows, last):
-    news = transformer.load_news(transformer.Config(**table_file(tmp_path, data)))
-    assert len(news.train) == len(news.test_ids) == rows
-    assert last is None or news.train[-1] == last.split(" ")
-
-
-@pytest.mark.parametrize(
-    "data, part",
-    [
-        (HEAD + "".join(ROWS[:4]), "label 1 in 1 rows"),
-        (TABLE + "99,1\n", "2 fields, not 4, in row '99'"),
-        (TABLE.replace("\n", ",\n").replace("Description,", "Description"), "5 fields, not 4, in row '1'"),
-        (TABLE.replace("text 9\n", '"quote\n').replace("text 20\n", '"y"\n'), "no table"),  # rows 9 to 20 in one
-        (TABLE.replace("text 9\n", '"quote\n'), "no table"),
-        (TABLE.replace("title 9", '"'), "no table"),
-        (TABLE + "99,1," + "w" * 140_000 + ",x\n", "field larger"),
-        (TABLE.replace("\n", ";").replace(",", ";"), "no column Id"),
-        (TABLE.encode("utf-16"), "UTF-8"),
-        (TABLE.encode() + b"99,1,caf\xe9,x\n", "UTF-8"),
-        (bytes(1000), "no column Id"),
-    ],
-    ids=range(11),
-)
-def test_tables_that_cannot_be_read(transformer, tmp_path, data, part):
-    table_file(tmp_path, data)
-    assert part in error_line(transformer, "--data", tmp_path, "--folds", 2)
-
-
-def test_any_word_can_be_drawn_and_any_label_be_submitted(transformer, tmp_path, monkeypatch):
-    """Dollars are no formulas, a word of 100,000 letters leaves room for the rest, a comma in a label is quoted."""
-    monkeypatch.chdir(tmp_path)
-    words = ["$_$", "$^$", "\\frac", "w" * 100_000, "བོད་ཡིག", "\0", *"abcdefg"]
-    rows = [f'"{i}, i",{("$_$", "$^$", "Sci, Tech")[i % 3]!r},{" ".join(words)},text {i}\n' for i in range(30)]
-    table_file(tmp_path, HEAD + "".join(rows).replace("'", '"'))
-    argv = "--data . --out out --dry-run --folds 2 --embeddings none --d-model 8 --nhead 2 --tokenizer whitespace"
-    with pytest.warns(UserWarning) as warned:
-        transformer.main(argv.split())
-    assert not any("layout not applied" in str(warning.message) for warning in warned)
-    lines = (tmp_path / "submission.csv").read_text().splitlines()
-    assert len(lines) == 31 and all(re.fullmatch(r'"\d+, i",(\$_\$|\$\^\$|"Sci, Tech")', line) for line in lines[1:])
-    assert Image.open("out/attention.png").size[0] == 1440
-
-
-# ------------------------------------------------------------------------------------------------ word vectors
-
-
-@pytest.mark.parametrize(
-    "text", ["", "\n", "other 1 2 3\n", "alpha 1 nan 3\n", "alpha 1 2 1e400\n", "alpha 1 2\nbeta 1\n"]
-)
-def test_vectors_that_teach_nothing(transformer, tmp_path, text):
-    (tmp_path / "v.txt").write_text(text)
-    with pytest.raises(transformer.UserError, match="--embeddings"):
-        transformer.read_vectors(str(tmp_path / "v.txt"), {"alpha", "beta"})
-
-
-def test_vector_archives_that_cannot_be_read(transformer, tmp_path):
-    good = dict(words=np.array(["alpha"]), vectors=np.ones((1, 3), np.int8), scale=np.ones(1, np.float32))
-    bad = dict(words=np.array([["alpha"]]), vectors=np.array([["x"]]), scale=np.float32(1))
-    np.savez(tmp_path / "v.npz", **good)
-    assert transformer.read_vectors(str(tmp_path / "v.npz"), {"alpha"})["alpha"].tolist() == [1, 1, 1]
-    for name, array in bad.items():
-        np.savez(tmp_path / "v.npz", **good | {name: array})
-        with pytest.raises(transformer.UserError, match="--embeddings"):
-            transformer.read_vectors(str(tmp_path / "v.npz"), {"alpha"})
-    (tmp_path / "v.npz").write_bytes((tmp_path / "v.npz").read_bytes()[:200])
-    with pytest.raises(transformer.UserError, match="--embeddings"):
-        transformer.read_vectors(str(tmp_path / "v.npz"), {"alpha"})
 
 
 # ----------------------------------------------------------------------------------------------- images, memory
@@ -584,7 +440,7 @@ def test_a_member_that_lies_about_its_size(vae_anime, tmp_path, size, readable):
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
-@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("name", NAMES)
 def test_images_that_are_all_alike(name, tmp_path, monkeypatch, request, value):
     """Nothing to learn, but figures all the same, and none that JSON does not know."""
     module = request.getfixturevalue(name)
@@ -620,7 +476,7 @@ def read_hostile(folder):
     """In a process of its own: read each of the files within 2 GB; returns the lines of their errors."""
     from conftest import load
 
-    lines, modules = {}, {script: load(script) for script in NAMES[1:]}
+    lines, modules = {}, {script: load(script) for script in NAMES}
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2 * 10**9,) * 2)
     for what, (script, name, data) in hostile_files().items():
@@ -673,75 +529,6 @@ def result_or_error(module, read, *args):
         return read(*args)
     except module.UserError as error:
         assert re.fullmatch(".+ at .+: .+", " ".join(str(error).split())), error
-
-
-def read_table_bytes(transformer, folder, data):
-    config = transformer.Config(**table_file(folder, data))
-    news = result_or_error(transformer, transformer.load_news, config)
-    if news:
-        assert len(news.train) == len(news.labels) and len(news.test) == len(news.test_ids) == len(set(news.test_ids))
-        assert news.labels.max() < len(news.classes) and all(len(words) <= config.max_len for words in news.train)
-
-
-SHORT = (HEAD + "".join(ROWS[:12]) + '13,1,"a, ""b""\nc",<b>&amp;lt;i&gt; #39;s \\$44</b>\n').encode()
-WILD = ["", "a", '"', ",", "\n", "\r", "\0", "&#39;", "#39;", "&lt;", "&#x110000;", "<", ">", "\\$"]
-WILD += ["\ufeff", "ཀ", "\u2028", " "]
-CELL = st.lists(st.sampled_from([*WILD, *"12", "word"]) | st.text(max_size=3), max_size=6).map("".join)
-
-
-@FUZZ
-@given(data=mutated([SHORT, SHORT.replace(b"\n", b"\r\n"), b"\xef\xbb\xbf" + SHORT]))
-def test_fuzz_mutated_tables(transformer, tmp_path_factory, data):
-    read_table_bytes(transformer, tmp_path_factory.getbasetemp(), data)
-
-
-@FUZZ
-@given(
-    rows=st.lists(st.tuples(st.integers(0, 20).map(str), st.sampled_from("12"), CELL, CELL), max_size=9),
-    quote=st.booleans(),
-)
-def test_fuzz_generated_tables(transformer, tmp_path_factory, rows, quote):
-    """Well quoted rows with Ids of their own always come back as they were; others are read or refused."""
-    folder, file = tmp_path_factory.getbasetemp(), io.StringIO()
-    if not quote:
-        read_table_bytes(transformer, folder, (HEAD + "".join(",".join(row) + "\n" for row in rows)).encode())
-        return
-    csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("Id", "Label", "Title", "Content"), *rows])
-    table_file(folder, file.getvalue())
-    wanted = dict(id=["Id"], title=["Title"], content=["Content"], label=["Label"])
-    columns = result_or_error(transformer, transformer.read_table, folder / "train.csv", wanted)
-    ids = [row[0] for row in rows]
-    assert columns or len(set(ids)) < len(ids) or not any(row[2].strip() + row[3].strip() for row in rows)
-    assert not columns or columns["title"] == [row[2].strip() for row in rows]
-
-
-@FUZZ
-@given(
-    texts=st.lists(CELL | st.text(max_size=40), min_size=1, max_size=4),
-    name=st.sampled_from(range(5)),
-    least=st.integers(1, 3),
-)
-def test_fuzz_tokenizers_and_vocabulary(transformer, texts, name, least):
-    from nltk import tokenize
-
-    tokenizer = getattr(tokenize, list(transformer.NLTK.values())[name] + "Tokenizer")()
-    documents = [tokenizer.tokenize(transformer.clean(text)) for text in texts]
-    vocabulary = transformer.build_vocabulary(documents, least, ["word"])
-    assert list(vocabulary.values()) == list(range(len(vocabulary))) and list(vocabulary)[:2] == ["<pad>", "<unk>"]
-    ids = transformer.encode(documents, vocabulary)
-    assert ids.shape == (len(texts), max(1, *map(len, documents))) and (ids[:, 0] > 0).all()
-    assert ids.max() < len(vocabulary)
-
-
-@FUZZ
-@given(data=mutated([b"".join(b"w%d 0.5 -1e3 .25\n" % i for i in range(9)), b"2 3\nw1 1 2 3\nw 2 1 2 3\nw3 3 2 1\n"]))
-def test_fuzz_word_vectors(transformer, tmp_path_factory, data):
-    path = tmp_path_factory.getbasetemp() / "vectors.txt"
-    path.write_bytes(data)
-    vectors = result_or_error(transformer, transformer.read_vectors, str(path), {f"w{i}" for i in range(9)})
-    assert vectors is None or (
-        len({len(row) for row in vectors.values()}) == 1 and np.isfinite([*vectors.values()]).all()
-    )
 
 
 def saved_arrays(save, **arrays):

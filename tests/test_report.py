@@ -13,7 +13,6 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "report"))
 import experiments
-from ablations import ABLATIONS, change
 from make_report import build, source
 
 REPORT = ROOT / "report"
@@ -105,16 +104,6 @@ def test_no_measured_number_is_typed_by_hand():
     text = re.sub(r"(?s)#(let|figure|grid|table|set|show|stack)\b.*?\n\n", "\n\n", (REPORT / "report.typ").read_text())
     text = "\n".join(line for line in text.splitlines() if not line.startswith((" ", "#", "//", ")", "}")))
     assert set(re.findall(r"(?<![\w.])\d+\.\d{2,}", text)) <= {"0.01"}  # what active means
-
-
-def test_every_ablation_changes_lines_that_the_script_has():
-    script = (ROOT / "0123456_transformer.py").read_text()
-    for key, (_, changes, _) in ABLATIONS.items():
-        source = script
-        for old, new in change(changes).items():
-            assert source.count(old) == 1, (key, old)
-            source = source.replace(old, new)
-        compile(source, str(key), "exec")
 
 
 @pytest.mark.parametrize("there", [[], ["vae_mnist_kl0"]])

@@ -1,491 +1,608 @@
+"""The classifier: its model against torch's own, its readers, its folds, its files."""
+
+import csv
+import gzip
+import io
 import json
 import math
-import shutil
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, SAMPLE, error_line, run_script
-from hypothesis import given, settings
+from conftest import ROOT, SAMPLE, run_script
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 SCRIPT = ROOT / "0123456_transformer.py"
-SMALL = "--d-model 16 --nhead 2 --d-hid 16 --folds 2 --models 2 --epochs 5 --embeddings none".split()
-OUTPUTS = {"metrics.json", "model.pt", "checkpoint.pt", "curves.png", "confusion.png", "attention.png"}
-T = None  # the script, as a module
-
-
-@pytest.fixture(scope="session", autouse=True)
-def script(transformer):
-    global T
-    T = transformer
-
-
-def small_model(**changes):
-    torch.manual_seed(0)
-    config = T.Config(d_model=16, nhead=4, d_hid=32, nlayers=2, max_len=20, **changes)
-    words = ["<pad>", "<unk>", *(f"word{i}" for i in range(28))]
-    return T.TransformerClassifier(config, {word: i for i, word in enumerate(words)}, 4).eval()
-
-
-def write_csv(folder, name, text):
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+TINY = "--d-model 8 --nhead 2 --d-hid 8 --folds 2 --epochs 1 --embeddings none".split()
+HEAD = "Id,Category,Title,Description\n"
+ROWS = [f"{i},{i % 4 + 1},title {i},text {i}\n" for i in range(1, 41)]
+TABLE = HEAD + "".join(ROWS)
+FUZZ = settings(
+    max_examples=int(os.environ.get("FUZZ", 200)),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 
 
 @pytest.fixture
-def course(tmp_path):
-    """A folder with copies of the sample's two files, to be spoilt."""
-    folder = tmp_path / "course"
-    folder.mkdir()
+def T(transformer):
+    return transformer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of a course of 40 texts."""
     for name in ("train.csv", "test.csv"):
-        shutil.copy(SAMPLE / name, folder)
-    return folder
+        (tmp_path / name).write_text(TABLE)
+    return tmp_path
 
 
-# ------------------------------------------------------------------------------------------------ model
+def args_of(T, *options):
+    return T.parse_args([*TINY, *map(str, options)])
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6))
-def test_attention_is_torchs(B, H, length, hs, seed):
-    generator = torch.Generator().manual_seed(seed)
-    query, key, value = torch.randn(3, B, H, length, hs, generator=generator, dtype=torch.double)
-    mask = torch.rand(B, 1, 1, length, generator=generator) < 0.7
-    mask[..., 0] = True
-    output, weights = T.attention(query, key, value, mask)
-    torch.testing.assert_close(output, F.scaled_dot_product_attention(query, key, value, mask))
-    torch.testing.assert_close(weights.sum(-1), torch.ones(B, H, length, dtype=torch.double))
-    assert (weights.masked_select(~mask.expand_as(weights)) == 0).all()
+def error_of(capsys, call, *options):
+    """The one line on stderr, notices aside, of a call that ends with status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        call(*options)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line[:7] != "notice:"]
+    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
 
 
-def test_attention_by_hand():
-    query = torch.tensor([[2.0, 0.0, 0.0, 0.0]])
-    key = torch.tensor([[math.log(3), 0, 0, 0], [0, 5.0, 0, 0], [9.0, 0, 0, 0]])
+# ------------------------------------------------------------------------------------------- model
+
+
+def test_attention_by_hand(T):
+    """Scores log 3 and 0 give weights 3/4 and 1/4; what is masked has none."""
+    query = torch.tensor([[math.log(3.0) * 2, 0, 0, 0]])
+    key = torch.eye(4)[:3]
     value = torch.tensor([[4.0], [8.0], [100.0]])
     output, weights = T.attention(query, key, value, torch.tensor([[True, True, False]]))
-    torch.testing.assert_close(weights, torch.tensor([[0.75, 0.25, 0.0]]))  # exp(log 3) to exp(0), after / sqrt(4)
+    torch.testing.assert_close(weights, torch.tensor([[0.75, 0.25, 0.0]]))
     torch.testing.assert_close(output, torch.tensor([[5.0]]))
 
 
-def test_attention_that_sees_nothing_is_finite():
-    x = torch.randn(1, 1, 3, 4)
-    assert all(part.isfinite().all() for part in T.attention(x, x, x, torch.zeros(1, 1, 1, 3, dtype=torch.bool)))
+def test_attention_is_torchs(T):
+    query, key, value = torch.randn(3, 2, 4, 7, 6, dtype=torch.double, requires_grad=True)
+    mask = torch.rand(2, 1, 7, 7) < 0.7
+    mask[..., 0] = True
+    ours = T.attention(query, key, value, mask)[0]
+    theirs = F.scaled_dot_product_attention(query, key, value, mask)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    for a, b in zip(
+        *(torch.autograd.grad(y.sin().sum(), query) for y in (ours, theirs)), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_layer_is_torchs_with_copied_weights():
-    torch.manual_seed(0)
-    ours = T.EncoderLayer(24, 4, 48, 0.1).double().eval()
-    theirs = nn.TransformerEncoderLayer(24, 4, 48, 0.1, "gelu", batch_first=True, norm_first=True).double().eval()
-    pairs = [
-        (theirs.self_attn.in_proj_weight, ours.attention.qkv.weight),
-        (theirs.self_attn.in_proj_bias, ours.attention.qkv.bias),
-        (theirs.self_attn.out_proj.weight, ours.attention.out.weight),
-        (theirs.self_attn.out_proj.bias, ours.attention.out.bias),
-        (theirs.linear1.weight, ours.feed_forward[0].weight),
-        (theirs.linear1.bias, ours.feed_forward[0].bias),
-        (theirs.linear2.weight, ours.feed_forward[2].weight),
-        (theirs.linear2.bias, ours.feed_forward[2].bias),
-    ]
-    for name in ("norm1", "norm2"):
-        nn.init.normal_(getattr(ours, name).weight)
-        pairs += [(getattr(theirs, name).weight, getattr(ours, name).weight)]
-        pairs += [(getattr(theirs, name).bias, getattr(ours, name).bias)]
-    for to, of in pairs:
-        to.data.copy_(of.data)
-    x, mask = torch.randn(3, 7, 24).double(), torch.arange(7) < torch.tensor([[7], [4], [1]])
-    x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
-    ours_out, _ = ours(x1, mask)
-    theirs_out = theirs(x2, src_key_padding_mask=~mask)
-    torch.testing.assert_close(ours_out[mask], theirs_out[mask])
-    ours_out[mask].square().sum().backward()
-    theirs_out[mask].square().sum().backward()
-    torch.testing.assert_close(x1.grad, x2.grad)
+@pytest.mark.parametrize("activation", ["GELU", "ReLU"])
+def test_layer_is_torchs(T, activation):
+    ours = T.EncoderLayer(24, 4, 48, 0.1, activation).double().eval()
+    options = {"activation": activation.lower(), "batch_first": True, "norm_first": True}
+    theirs = nn.TransformerEncoderLayer(24, 4, 48, 0.1, **options).double().train(False)
+    theirs.self_attn.in_proj_weight.data = ours.attention.qkv.weight.data
+    theirs.self_attn.in_proj_bias.data = ours.attention.qkv.bias.data
+    theirs.self_attn.out_proj.load_state_dict(ours.attention.out.state_dict())
+    theirs.linear1.load_state_dict(ours.feed_forward[0].state_dict())
+    theirs.linear2.load_state_dict(ours.feed_forward[2].state_dict())
+    for part in (ours.norm1, ours.norm2):
+        nn.init.normal_(part.weight)
+    theirs.norm1.load_state_dict(ours.norm1.state_dict())
+    theirs.norm2.load_state_dict(ours.norm2.state_dict())
+    x = torch.randn(3, 9, 24, dtype=torch.double)
+    mask = torch.arange(9) < torch.tensor([[9], [4], [1]])
+    output, weights = ours(x, mask)
+    expected = theirs(x, src_key_padding_mask=~mask)
+    torch.testing.assert_close(output[mask], expected[mask], rtol=1e-10, atol=1e-10)
+    _, maps = theirs.self_attn(
+        *[theirs.norm1(x)] * 3, key_padding_mask=~mask, average_attn_weights=False
+    )
+    torch.testing.assert_close(weights, maps, rtol=1e-10, atol=1e-10)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(1, 29), min_size=1, max_size=12), st.integers(1, 8))
-def test_padding_changes_no_logit(ids, pads):
-    model = small_model()
-    alone = torch.tensor([ids])
-    padded = F.pad(alone, (0, pads))
-    beside = torch.cat([padded, torch.randint(1, 29, padded.shape)])
-    torch.testing.assert_close(model(padded), model(alone), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(model(beside)[:1], model(alone), rtol=1e-5, atol=1e-6)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(2, 29), st.booleans()), min_size=1, max_size=12), st.integers(0, 3))
-def test_a_word_taken_out_is_a_word_masked(words, pads):
-    ids, kept = torch.tensor([[word for word, _ in words]]), torch.tensor([[keep for _, keep in words]])
-    ids, kept = F.pad(ids, (0, pads)), F.pad(kept, (0, pads))
-    places = kept.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, kept.sum())]
-    masked, model = ids.masked_fill(~kept, 0), small_model()
-    torch.testing.assert_close(model(masked.gather(1, places), places=places), model(masked), rtol=1e-5, atol=1e-6)
-
-
-def test_training_takes_words_out_and_keeps_their_places(monkeypatch):
-    """Texts of 1 to 20 words, whose ids tell where they stand."""
-    tokens = (torch.arange(20) + 2) * (torch.arange(20) < torch.randint(1, 21, (200, 1)))
-    model, seen = small_model(), []
-
-    def forward(tokens, places):
-        seen.append(tokens)
-        assert (tokens == torch.where(tokens > 0, places + 2, 0)).all()
-        assert tokens.size(1) == (tokens > 0).sum(1).max().clamp(min=1)
-        return T.TransformerClassifier.forward(model, tokens, places=places)
-
-    monkeypatch.setattr(model, "forward", forward)
-    config = T.Config(word_dropout=0.25, batch_size=10, lr=1e-3)
-    T.train_epoch(config, model, torch.optim.SGD(model.parameters()), tokens, torch.zeros(200).long(), 0)
-    kept = sum((batch > 0).sum() for batch in seen) / (tokens > 0).sum()
-    assert len(seen) == 20 and 0.7 < kept < 0.8
-
-
-def test_log_count_ratios_by_hand():
-    """Word 2 stands twice in class 0; word 3 once in each; 4 nowhere. With half a count more each of 5 words: 2.5 in
-    5.5 and 0.5 in 3.5; 1.5 in 5.5 and 1.5 in 3.5."""
-    ratios = T.log_count_ratios(torch.tensor([[2, 3, 2, 1], [3, 0, 0, 0]]), torch.tensor([0, 1]), 5, 2)
-    two, three = math.log(2.5 / 5.5 / (0.5 / 3.5)) / 2, math.log(3.5 / 5.5) / 2
-    torch.testing.assert_close(ratios, torch.tensor([[0, 0], [0, 0], [two, -two], [three, -three], [0, 0]]))
-
-
-def test_ratios_join_the_encoder_only_once_it_is_trained():
-    model, tokens = small_model(), torch.tensor([[2, 3, 2, 5], [7, 0, 0, 0]])
-    plain = model(tokens)
-    model.ratios = torch.randn(30, 4)
+@pytest.fixture
+def model(T):
+    vocabulary = {f"w{i}": i for i in range(30)}
+    model = T.TransformerClassifier(args_of(T, "--nlayers", 2), vocabulary, 4).double().eval()
+    model.ratios.copy_(torch.randn(30, 4))
     model.ratios[0] = 0
-    added = torch.stack([(2 * model.ratios[2] + model.ratios[3] + model.ratios[5]) / 2, model.ratios[7]])
-    torch.testing.assert_close(model(tokens), plain + model.trust * added)
-    model.train()
-    for part in model.modules():
-        part.p = 0.0  # no dropout
-    torch.testing.assert_close(model(tokens), plain)
+    return model
 
 
-def test_order_of_words_matters():
-    model = small_model()
-    assert not torch.allclose(model(torch.tensor([[2, 3, 4]])), model(torch.tensor([[4, 3, 2]])))
+def test_padding_changes_no_logit(model):
+    tokens = torch.randint(1, 30, (5, 9))
+    padded = F.pad(tokens, (0, 4))
+    torch.testing.assert_close(model(padded), model(tokens), rtol=1e-10, atol=1e-10)
+    logits, maps = model(padded, return_attention=True)
+    assert [part.shape for part in maps] == [(5, 2, 13, 13)] * 2 and logits.shape == (5, 4)
+    assert maps[-1][..., 9:].abs().max() < 1e-12
 
 
-def test_empty_texts_make_no_nan():
-    model = small_model().train()
-    logits, maps = model(torch.zeros(2, 5, dtype=torch.long), return_attention=True)
-    assert logits.isfinite().all() and all(weights.isfinite().all() for weights in maps)
-    logits.sum().backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-    assert T.predict(model, T.encode([[], ["word1"]], model.vocabulary)).isfinite().all()
+def test_predict_keeps_what_stands_behind_padding(T, model):
+    """Texts with <pad> within them, as a deletion test makes them, lose no tail."""
+    texts = torch.tensor([[5, 0, 7, 0, 9, 11], [3, 4, 0, 0, 0, 0], [0, 0, 0, 0, 0, 8]])
+    torch.testing.assert_close(
+        T.predict(model, texts), model(texts).softmax(1), rtol=1e-8, atol=1e-8
+    )
 
 
-def test_attention_maps_have_their_shape():
-    logits, maps = small_model()(torch.randint(1, 29, (3, 6)), return_attention=True)
-    assert logits.shape == (3, 4) and [weights.shape for weights in maps] == [(3, 4, 6, 6)] * 2
+def test_text_without_words_is_one_unknown(T, model):
+    ids = T.encode([[], ["w3", "never seen"]], model.vocabulary)
+    assert [part.tolist() for part in ids] == [[T.UNK], [3, T.UNK]]
+    assert T.predict(model, ids).isfinite().all()
+    assert model(torch.zeros(1, 3, dtype=torch.long)).isfinite().all()
 
 
-def test_relevance_is_a_share_and_padding_has_none():
-    model = small_model()
-    tokens = torch.tensor([[5, 6, 7, 0, 0], [5, 0, 0, 0, 0]])
-    shares = T.relevance(model, tokens)
-    torch.testing.assert_close(shares.sum(1), torch.ones(2))
-    assert (shares[tokens == 0] == 0).all()
-    torch.testing.assert_close(shares[:1, :3], T.relevance(model, tokens[:1, :3]))
+def test_naive_bayes_by_hand(T, model):
+    """Class 0: words 2, 2, 3; class 1: word 3. With half a count for each of 5 words 2.5 and 1.5 in
+    5.5, 0.5 and 1.5 in 3.5. Logits get the ratios of the words, over the root of their number."""
+    texts = [torch.tensor([2, 3, 2, 1]), torch.tensor([3, 0])]
+    ratios = T.log_count_ratios(texts, torch.tensor([0, 1]), 5, 2)
+    two = math.log(2.5 / 5.5 / (0.5 / 3.5)) / 2
+    three = math.log(3.5 / 5.5) / 2
+    expected = torch.tensor([[0, 0], [0, 0], [two, -two], [three, -three], [0, 0]])
+    torch.testing.assert_close(ratios, expected)
+    tokens = torch.tensor([[4, 4, 6, 9]])
+    added = model.ratios[[4, 4, 6, 9]].sum(0) / 2
+    with_ratios = model(tokens)
+    model.ratios.zero_()
+    torch.testing.assert_close(with_ratios - model(tokens), model.trust * added[None])
 
 
-def test_deletion_finds_the_only_word_that_matters():
-    """A model built by hand: every token attends to word 5, the only one that is not like all others."""
-    model, identity = small_model(), torch.eye(16)
-    for p in model.parameters():
-        p.data.zero_()
-    model.position.zero_()
-    model.embedding.weight.data[5] = torch.tensor([1.0] * 12 + [-3.0] * 4)
-    for norm in (model.norm, model.layers[-1].norm1):
-        norm.weight.data.fill_(1)
-    model.layers[-1].attention.qkv.weight.data[16:32] = 9 * identity  # keys; every query is the same, the bias
-    model.layers[-1].attention.qkv.bias.data[:16] = 1.0
-    model.layers[-1].attention.qkv.bias.data[12:16] = -1.0
-    model.classify[1].weight.data[2] = 1.0
-    tokens = torch.full((40, 10), 3)
-    tokens[torch.arange(40), torch.arange(40) % 10] = 5
-    attended, by_chance = T.deletion_test(model, tokens, share=0.1).mean(2)
-    assert attended[1] == 1 and by_chance[1] < 0.5
-    assert attended[0] > 2 * by_chance[0] > 0
-
-
-# ------------------------------------------------------------------------------------------------- data
+# ------------------------------------------------------------------------------------------ tables
 
 
 @pytest.mark.parametrize(
-    "raw, plain",
+    "data",
     [
-        ("Haiti #39;s straits", "haiti's straits"),
-        ("Players #39; Union", "players' union"),
-        ("a quot;smart quot; phone", 'a "smart " phone'),
-        ("AT amp;T and AT&amp;T", "at &t and at&t"),
-        ("last &lt;b&gt;...&lt;/b&gt; word", "last  ...  word"),
-        (r"up to \$44", "up to  $44"),
-        ("Crews fail (AP)", "crews fail (ap)"),
-        ("semi; colon", "semi; colon"),
+        TABLE,
+        "\ufeff" + TABLE,
+        "\ufeff\ufeff" + TABLE,
+        TABLE.replace("\n", "\r\n"),
+        TABLE.replace("\n", "\n\n"),
+        TABLE + "  ,, ,\n   \n",
+        TABLE.replace(",", "\t"),
+        TABLE.replace(",", ";"),
+        TABLE.replace(",", ", "),
+        TABLE.replace(HEAD, " ID ,category , TITLE,Description \n"),
+        TABLE.replace("Category", "Label").replace("Description", "Content"),
+        "".join(f"{i},{line}" for i, line in enumerate(TABLE.splitlines(keepends=True))),
+        "".join(line.replace("\n", ",more\n") for line in (HEAD, *ROWS)),
     ],
 )
-def test_clean(raw, plain):
-    assert T.clean(raw).split() == plain.split()
+def test_tables_that_are_plainly_meant(T, folder, data):
+    (folder / "train.csv").write_text(data, newline="")
+    train, test, classes = T.load_news(args_of(T, "--data", folder))
+    assert classes == ["1", "2", "3", "4"] and len(train) == 40
+    assert train["tokens"].tolist() == test["tokens"].tolist()
+    assert train["target"].tolist() == [i % 4 for i in range(1, 41)]
 
 
-@pytest.mark.parametrize("tokenizer", ["whitespace", "wordpunct", "treebank", "toktok", "tweet"])
-def test_every_tokenizer_reads_the_sample(tokenizer):
-    news = T.load_news(T.Config(data=str(SAMPLE), tokenizer=tokenizer))
-    assert len(news.train) == 480 and len(news.test) == 96 and news.classes == ["1", "2", "3", "4"]
-    assert all(news.train) and not any("#39" in word or "\\" in word for text in news.train for word in text)
+def test_cells_are_what_they_are(T, folder):
+    lines = [
+        "007,World,NA,None",
+        '8,"Sci, Tech","two\nlines","a ""b"""',
+        "9,World,,",
+        "10,World,x,y",
+    ]
+    (folder / "train.csv").write_text(HEAD + "\n".join([*lines, '11,"Sci, Tech",x,y', ""]))
+    table = T.read_table(folder / "train.csv", ["id", "label"])
+    assert table["id"].tolist() == ["007", "8", "9", "10", "11"]
+    assert table["title"].tolist()[:2] == ["NA", "two\nlines"]
+    train, _, classes = T.load_news(args_of(T, "--data", folder))
+    assert classes == ["Sci, Tech", "World"] and train["tokens"][0] == ["na", "none"]
+    assert train["tokens"][2] == []
 
 
-def test_max_len_cuts():
-    assert max(map(len, T.load_news(T.Config(data=str(SAMPLE), max_len=7)).train)) == 7
-
-
-def test_vocabulary_and_encoding():
-    vocabulary = T.build_vocabulary([["b", "a", "a"], ["b", "c"]], 2, ["d", "a"])
-    assert vocabulary == {"<pad>": 0, "<unk>": 1, "a": 2, "b": 3, "d": 4}
-    assert T.encode([["a", "c"], [], ["b"]], vocabulary).tolist() == [[2, 1], [1, 0], [3, 0]]
-
-
-def test_folds_are_stratified():
-    labels = torch.tensor([0] * 53 + [1] * 47 + [2] * 20)
-    folds = T.assign_folds(labels, 5, 3)
-    for label in range(3):
-        counts = torch.bincount(folds[labels == label], minlength=5)
-        assert counts.max() - counts.min() <= 1
-    assert not torch.equal(folds, T.assign_folds(labels, 5, 4))
-
-
-VECTORS = {"alpha": [1.0, -2.0, 0.5], "beta": [0.0, 3.0, 4.0], "gamma": [9.0, 9.0, 9.0]}
-
-
-@pytest.mark.parametrize("heading", ["", "3 3\n"])
-def test_text_vectors(tmp_path, heading):
-    lines = "".join(f"{word} {' '.join(map(str, numbers))}\n" for word, numbers in VECTORS.items())
-    (tmp_path / "v.txt").write_text(heading + lines + "two words 1 2 3\n")
-    vectors = T.read_vectors(str(tmp_path / "v.txt"), {"alpha", "beta", "absent", "two"})
-    assert vectors.keys() == {"alpha", "beta"}
-    assert vectors["alpha"].tolist() == VECTORS["alpha"] and vectors["beta"].dtype == np.float32
-
-
-def test_shipped_vectors():
-    vectors = T.read_vectors("auto", {"the", "football", "soccer", "bank", "qqqzzz"})
-    assert vectors.keys() == {"the", "football", "soccer", "bank"}
-    # The first numbers of "the" in glove.6B.100d.txt.
-    np.testing.assert_allclose(vectors["the"][:4], [-0.038194, -0.24487, 0.72812, -0.39961], atol=0.02)
-    unit = {word: vector / np.linalg.norm(vector) for word, vector in vectors.items()}
-    assert unit["football"] @ unit["soccer"] > 0.8 > unit["football"] @ unit["bank"]
-
-
-@pytest.mark.parametrize("text", ["alpha 1 2 3\nbeta 1 2\n", "alpha 1 2 x\n", "alpha 1 2 3\nalpha\n"])
-def test_broken_vectors(tmp_path, text):
-    (tmp_path / "v.txt").write_text(text)
-    with pytest.raises(T.UserError):
-        T.read_vectors(str(tmp_path / "v.txt"), {"alpha", "beta"})
-
-
-# --------------------------------------------------------------------------------------------- training
-
-
-def test_held_out_rows_teach_nothing(tmp_path):
-    """Other words and labels in the rows that a fold model must not see leave its weights as they were."""
-    config = T.Config(out=str(tmp_path), d_model=8, nhead=2, d_hid=8, folds=2, models=1, epochs=1, lr=1e-3)
-    news = T.load_news(T.Config(data=str(SAMPLE)))
-    fold_of = T.assign_folds(news.labels, 2, 0)
-    labels, train = news.labels.clone(), list(news.train)
-    for i in (fold_of == 0).nonzero()[:, 0].tolist():
-        labels[i], train[i] = (labels[i] + 1) % 4, ["leak", "leak", "leak"]
-    first = T.train_folds(config, news, fold_of, {}, "cpu")["models"][0]
-    spoilt = T.train_folds(config, news._replace(train=train, labels=labels), fold_of, {}, "cpu")["models"][0]
-    assert "leak" not in spoilt["vocabulary"] and first["vocabulary"] == spoilt["vocabulary"]
-    assert all(torch.equal(weight, spoilt["weights"][name]) for name, weight in first["weights"].items())
-    assert first["history"] != spoilt["history"]  # it is only judged by them
-
-
-def test_pretrained_vectors_are_kept(tmp_path):
-    config = T.Config(out=str(tmp_path), d_model=8, nhead=2, d_hid=8, folds=2, models=1, epochs=1, lr=1e-1)
-    news = T.load_news(T.Config(data=str(SAMPLE)))
-    words = sorted({word for document in news.train for word in document})
-    vectors = {word: np.full(5, i, np.float32) for i, word in enumerate(words)}
-    saved = T.train_folds(config, news, T.assign_folds(news.labels, 2, 0), vectors, "cpu")["models"][0]
-    table = saved["weights"]["embedding.weight"]
-    assert all((table[saved["vocabulary"][word]] == i).all() for i, word in enumerate(words))
-
-
-@pytest.mark.parametrize("seconds, saves", [(0, 4), (1e9, 1)])
-def test_checkpoints_are_so_many_seconds_apart(tmp_path, monkeypatch, seconds, saves):
-    """Of two models, two epochs each: one an epoch, or the one at the end alone."""
-    config = T.Config(out=str(tmp_path), d_model=8, nhead=2, d_hid=8, folds=2, models=1, epochs=2, lr=1e-3)
-    news, written = T.load_news(T.Config(data=str(SAMPLE))), []
-    monkeypatch.setattr(T, "SAVE_EVERY", seconds)
-    monkeypatch.setattr(T, "write_whole", lambda path, write: written.append(path))
-    T.train_folds(config, news, T.assign_folds(news.labels, 2, 0), {}, "cpu")
-    assert len(written) == saves
-
-
-def test_evaluate_by_hand():
-    probabilities = torch.tensor([[0.9, 0.1]] * 8 + [[0.2, 0.8]] * 2, dtype=torch.double)
-    labels = torch.tensor([0] * 7 + [1] * 3)
-    metrics = T.evaluate(probabilities, labels, ["a", "b"])
-    assert metrics["oof_accuracy"] == 0.9
-    assert metrics["confusion"] == [[7, 0], [1, 2]]
-    assert metrics["precision"] == pytest.approx(dict(a=7 / 8, b=1)) and metrics["recall"] == pytest.approx(
-        dict(a=1, b=2 / 3)
-    )
-    assert metrics["oof_loss_nats"] == pytest.approx(-(7 * math.log(0.9) + math.log(0.1) + 2 * math.log(0.8)) / 10)
-    # Confidence 0.9, right 7/8 of 8 rows; confidence 0.8, right in both.
-    assert metrics["oof_calibration_error"] == pytest.approx((8 * abs(0.9 - 7 / 8) + 2 * 0.2) / 10)
-    # Wilson's interval of 9 in 10, as statsmodels gives it.
-    assert (metrics["oof_accuracy_low"], metrics["oof_accuracy_high"]) == pytest.approx((0.59585, 0.98213), abs=1e-4)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A small run on the sample: (its folder, the finished process)."""
-    folder = tmp_path_factory.mktemp("finished")
-    return folder, run_script(SCRIPT, *SMALL, "--data", SAMPLE, "--out", "out", cwd=folder)
-
-
-def figures(folder):
-    metrics = json.loads((folder / "out" / "metrics.json").read_text())
-    return {
-        name: value
-        for name, value in metrics.items()
-        if name not in ("train_seconds", "wall_seconds", "argv", "config")
-    }
-
-
-def test_run_writes_everything(finished):
-    folder, process = finished
-    assert process.returncode == 0, process.stderr
-    assert {path.name for path in (folder / "out").iterdir()} == OUTPUTS
-    lines = (folder / "submission.csv").read_text().splitlines()
-    assert lines[0] == "Id,Category" and [line.split(",")[0] for line in lines[1:]] == [str(i) for i in range(1, 97)]
-    assert {line.split(",")[1] for line in lines[1:]} <= {"1", "2", "3", "4"}
-    metrics = figures(folder)
-    assert f"{metrics['oof_accuracy']:.4f}" in process.stdout
-    assert metrics["oof_accuracy_low"] < metrics["oof_accuracy"] < metrics["oof_accuracy_high"]
-    assert sum(map(sum, metrics["confusion"])) == metrics["train_rows"] == 480
-
-
-def test_model_file_gives_the_submission(finished):
-    folder, _ = finished
-    models, config = T.load_checkpoint(folder / "out" / "model.pt")
-    news = T.load_news(config)
-    test = sum(T.predict(model, T.encode(news.test, model.vocabulary)) for model in models)
-    written = (folder / "submission.csv").read_text().splitlines()[1:]
-    assert [line.split(",")[1] for line in written] == [news.classes[i] for i in test.argmax(1)]
-
-
-def test_out_of_fold_is_by_the_models_that_have_not_seen_the_row(finished):
-    """Models 0 and 1 are the first fold's, 2 and 3 the second's; each row's two probabilities are averaged."""
-    folder, _ = finished
-    models, config = T.load_checkpoint(folder / "out" / "model.pt")
-    news = T.load_news(config)
-    fold_of = T.assign_folds(news.labels, 2, config.seed)
-    by_model = torch.stack([T.predict(model, T.encode(news.train, model.vocabulary)) for model in models])
-    oof = torch.where((fold_of == 0)[:, None], by_model[:2].mean(0), by_model[2:].mean(0))
-    assert len(models) == 4 and not torch.equal(by_model[0], by_model[1])
-    metrics, loss = figures(folder), torch.nn.functional.nll_loss(oof.log(), news.labels).item()
-    assert (oof.argmax(1) == news.labels).double().mean().item() == metrics["oof_accuracy"]
-    assert loss == pytest.approx(metrics["oof_loss_nats"], rel=1e-5)  # accuracies alone can be the same by chance
-
-
-def test_words_as_labels_and_the_handouts_columns(course, tmp_path, monkeypatch):
-    names = {"1": "World", "2": "Sports", "3": "Business", "4": "Sci/Tech"}
-    lines = (course / "train.csv").read_text(encoding="utf-8-sig").splitlines()
-    lines = [",".join([i, names[label], rest]) for i, label, rest in (line.split(",", 2) for line in lines[1:])]
-    write_csv(course, "train.csv", "\n".join(["Id,Label,Title,Content", *lines]))
-    text = (course / "test.csv").read_text(encoding="utf-8-sig")
-    write_csv(course, "test.csv", text.replace("Description", "Content") + '97,"",""\r\n')
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(T, "draw_attention", lambda *args: None)
-    T.main([*SMALL, "--data", str(course)])
-    lines = (tmp_path / "submission.csv").read_text().splitlines()
-    assert {line.split(",")[1] for line in lines[1:]} <= set(names.values()) and len(lines) == 98
-
-
-def test_nothing_pretrained_and_nothing_beside_it(tmp_path):
-    """A copy of the script alone runs, given --data; it says that its vectors are missing."""
-    shutil.copy(SCRIPT, tmp_path)
-    process = run_script("0123456_transformer.py", "--dry-run", "--data", SAMPLE, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    assert "notice: no pretrained vectors" in process.stderr and (tmp_path / "submission.csv").exists()
-
-
-# ----------------------------------------------------------------------------------------------- errors
-
-HEAD = "Id,Category,Title,Description\n"
-ROWS = "".join(f"{i},{i % 4 + 1},title {i},text {i}\n" for i in range(1, 41))
+def test_labels_that_a_float_has_been(T, folder):
+    (folder / "train.csv").write_text(TABLE.replace(",1,", ",1.0,").replace(",2,", ",10.0,"))
+    assert T.load_news(args_of(T, "--data", folder))[2] == ["1", "3", "4", "10"]
 
 
 @pytest.mark.parametrize(
-    "train, part",
+    "data, part",
     [
         ("", "no table"),
-        (HEAD, "no text"),
-        (HEAD.replace("Title", "Headline") + ROWS, "no column Title"),
-        (HEAD.replace("Category", "Class") + ROWS, "no column Category or Label"),
-        (HEAD.replace("Description", "Body") + ROWS, "no column Description or Content"),
-        (HEAD.replace("Id", "Number") + ROWS, "no column Id"),
-        (HEAD + "".join(f"{i},1,a,b\n" for i in range(40)), "one class only"),
-        (HEAD + "".join(f"{i},{i % 2},,\n" for i in range(40)), "no text"),
-        (HEAD + ROWS + "40,1,again,again\n", "Id ['40'] more than once"),
-        (HEAD + ROWS + ",1,no id,at all\n", "a row without Id"),
-        (HEAD + ROWS + "41,,no label,at all\n", "a row without Category"),
-        (HEAD + ROWS + "41,Sprots,one of its kind,only\n", "label Sprots in 1 rows"),
-        (HEAD + ROWS + '41,1,"a quote never closed\n', "no table"),
-        (HEAD + ROWS + "41,1,too,many,fields\n", "5 fields, not 4, in row '41'"),
-        ((HEAD + ROWS).encode() + b"41,1,caf\xe9,latin\n", "UTF-8"),
-        (b"PK\x03\x04" + bytes(range(256)) * 20, "train.csv"),
+        (HEAD, "rows"),
+        (TABLE.replace("Title", "Headline"), "title"),
+        (TABLE.replace("Category", "Class"), "label"),
+        (TABLE + "99,1\n", "99, 1"),
+        (TABLE + "99,1,a,b,c\n", "line 42"),
+        (TABLE + "99,,a,b\n", "99"),
+        (TABLE + ",1,a,b\n", "a, b"),
+        (TABLE + "7,1,a,b\n", "twice"),
+        (TABLE.replace("text 9\n", '"quote\n').replace("text 20\n", '"y"\n'), "'\"'"),
+        (TABLE.replace("title 9", '"'), "end of data"),
+        (TABLE.encode() + b"99,1,caf\xe9,x\n", "UTF-8"),
+        (TABLE.encode("utf-16"), "UTF-8"),
+        (HEAD + "1,1,a,b\n2,1,a,b\n", "two in 2 rows"),
+        (HEAD + "".join(ROWS[:5]), "two in 2 rows"),
     ],
 )
-def test_bad_tables(course, tmp_path, monkeypatch, train, part):
-    monkeypatch.chdir(tmp_path)
-    write_csv(course, "train.csv", train)
-    line = error_line(T, "--data", course)
-    assert part in line and "train.csv" in line
-    assert {path.name for path in tmp_path.iterdir()} == {"course"}
+def test_tables_that_cannot_be_read(T, folder, capsys, data, part):
+    (folder / "train.csv").write_bytes(data.encode() if isinstance(data, str) else data)
+    assert part in error_of(capsys, T.load_news, args_of(T, "--data", folder))
 
 
-@pytest.mark.parametrize("missing", ["train.csv", "test.csv"])
-def test_missing_file_in_a_named_folder(course, missing):
-    (course / missing).unlink()
-    line = error_line(T, "--data", course)
-    assert f"no {missing}" in line and "--data" in line
+CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+
+
+@FUZZ
+@given(st.lists(st.tuples(CELL, CELL), min_size=1, max_size=6))
+def test_any_text_comes_back(T, tmp_path_factory, cells):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    rows = [(f"i{i}", *pair) for i, pair in enumerate(cells)]
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("Id", "Title", "Content"), *rows])
+    table = T.read_table(path, ["id"])
+    same = [
+        tuple(cell.replace("\r\n", "\n").replace("\r", "\n").strip() for cell in row)
+        for row in rows
+    ]
+    assert [*zip(table["id"], table["title"], table["content"], strict=True)] == same
+
+
+@FUZZ
+@given(st.data())
+def test_broken_tables_are_read_or_refused(T, tmp_path_factory, data):
+    text = bytearray(TABLE.encode())
+    for _ in range(data.draw(st.integers(1, 5))):
+        start = data.draw(st.integers(0, len(text)))
+        stop = start + data.draw(st.sampled_from([0, 1, 16, 256]))
+        text[start:stop] = data.draw(
+            st.binary(max_size=6) | st.sampled_from([b'"', b",", b"\n", b"\xff"])
+        )
+    folder = tmp_path_factory.getbasetemp()
+    for name in ("train.csv", "test.csv"):
+        (folder / name).write_bytes(bytes(text))
+    try:
+        train, _, classes = T.load_news(args_of(T, "--data", folder))
+    except SystemExit as stopped:
+        assert stopped.code == 2
+    else:
+        assert train["target"].max() < len(classes) and train["id"].is_unique
 
 
 @pytest.mark.parametrize(
-    "argv, part",
+    "raw, cleaned",
     [
-        ("--epochs 0", "--epochs"),
-        ("--epochs many", "--epochs"),
-        ("--epochs 1.5", "--epochs"),
-        ("--lr nan", "--lr"),
-        ("--lr inf", "--lr"),
-        ("--lr -1", "--lr"),
-        ("--dropout 1", "--dropout"),
-        ("--folds 1", "--folds"),
-        ("--folds 101", "--folds"),
-        ("--batch-size -1", "--batch-size"),
-        ("--seed -1", "--seed"),
-        ("--max-len 1000000000", "--max-len"),
-        ("--d-model 100 --nhead 3", "--nhead"),
-        ("--tokenizer spacy", "--tokenizer"),
-        ("--embeddings nowhere.txt", "nowhere.txt"),
-        ("--embeddings .", "--embeddings"),
-        ("--device cuda", "--device cuda"),
-        ("--frobnicate", "--frobnicate"),
-        ("--epoch 3", "--epoch"),
-        ("--lr 1e5 --epochs 9", "loss"),
+        ("Oil #39;s up", "oil's up"),
+        (" quot;No quot;", ' "no "'),
+        ("&lt;b&gt;Big&lt;/b&gt; \\$44 (AP)", " big   $44 (ap)"),
+        ("x &#" + "9" * 5000 + ";", "x &#;"),
     ],
 )
-def test_bad_options(tmp_path, monkeypatch, argv, part):
-    if "cuda" in argv and torch.cuda.is_available():
-        pytest.skip("there is one here")
-    monkeypatch.chdir(tmp_path)
-    assert part in error_line(T, "--data", SAMPLE, *argv.split())
-    assert not (tmp_path / "submission.csv").exists()
+def test_crumbs_of_html(T, raw, cleaned):
+    assert T.clean(raw) == cleaned
+
+
+# ----------------------------------------------------------------------------------------- vectors
+
+LINES = "alpha 1 2 3\nbeta 4 5 6\nother 7 8 9\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LINES,
+        "3 3\n" + LINES,
+        "\ufeff" + LINES,
+        LINES.replace(" ", "\t"),
+        LINES.replace(" ", "  ", 1).replace("\n", " \n"),
+        LINES.replace("\n", "\r\n"),
+        LINES + "\n",
+        LINES + ". . 1 2 3\nalpha beta 1 1 1\n",
+        LINES.replace("beta", "Beta"),
+        "Alpha 9 9 9\n" + LINES + "ALPHA 8 8 8\n",
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_vectors_in_text(T, tmp_path, text, packed):
+    path = tmp_path / ("v.txt.gz" if packed else "v.txt")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    known, table = T.load_vectors(str(path), {"alpha", "beta", ".", "3"})
+    assert known == ["alpha", "beta"]
+    assert table.tolist() == [[0, 0, 0], [0, 0, 0], [1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "other 1 2\n", "alpha 1 nan\n", "x 1 2\nalpha 1\n", "alpha 1 x\n"]
+)
+def test_vectors_that_teach_nothing(T, tmp_path, capsys, text):
+    (tmp_path / "v.txt").write_text(text)
+    assert "none" in error_of(capsys, T.load_vectors, str(tmp_path / "v.txt"), {"alpha"})
+
+
+def test_vectors_in_npz(T, tmp_path, capsys):
+    arrays = {
+        "words": np.array(["alpha"]),
+        "vectors": np.ones((1, 3), np.int8),
+        "scale": np.ones(1),
+    }
+    np.savez(tmp_path / "v.npz", **arrays)
+    assert T.load_vectors(str(tmp_path / "v.npz"), {"alpha"})[1].tolist()[2] == [1, 1, 1]
+    (tmp_path / "v.npz").write_bytes((tmp_path / "v.npz").read_bytes()[:200])
+    assert "none" in error_of(capsys, T.load_vectors, str(tmp_path / "v.npz"), {"alpha"})
+
+
+def test_few_words_found_is_told(T, tmp_path, capsys):
+    (tmp_path / "v.txt").write_text(LINES)
+    T.load_vectors(str(tmp_path / "v.txt"), {"alpha", "x", "y"})
+    assert "notice: 1 of 3 words" in capsys.readouterr().err
+
+
+def test_vectors_are_kept_once(T, folder):
+    """Whatever the number of folds: model.pt grows by less than one copy of them a fold."""
+    words = [f"w{i}" for i in range(200)]
+    vectors = "".join(f"{word} " + " ".join(["0.5"] * 300) + "\n" for word in words)
+    (folder / "v.txt").write_text(vectors)
+    rows = [f"{i},{i % 2},{' '.join(words)},x\n" for i in range(12)]
+    (folder / "train.csv").write_text(HEAD + "".join(rows))
+    sizes = []
+    for folds in (2, 6):
+        more = [
+            "--data",
+            folder,
+            "--out",
+            folder / "o",
+            "--embeddings",
+            folder / "v.txt",
+            "--folds",
+            folds,
+        ]
+        T.main([*TINY, *map(str, more)])
+        sizes.append((folder / "o" / "model.pt").stat().st_size)
+    copy = 200 * 300 * 4
+    assert sizes[0] < 2 * copy and sizes[1] - sizes[0] < copy
+    models, _ = T.load_checkpoint(folder / "o" / "model.pt")
+    assert len({model.vectors.data_ptr() for model in models}) == 1
+    assert models[0].vectors[models[0].vocabulary["w7"]].tolist() == [0.5] * 300
+
+
+# ------------------------------------------------------------------------------- folds and training
+
+
+def test_folds_are_stratified(T, folder):
+    train, _, _ = T.load_news(args_of(T, "--data", folder, "--folds", 5))
+    assert set(pd.crosstab(train["fold"], train["target"]).to_numpy().ravel()) == {2}
+    other, _, _ = T.load_news(args_of(T, "--data", folder, "--folds", 5, "--seed", 1))
+    assert train["fold"].tolist() != other["fold"].tolist()
+
+
+def test_held_out_rows_teach_nothing(T, folder):
+    args = args_of(T, "--data", folder)
+    train, _, classes = T.load_news(args)
+    spoilt = train.copy()
+    held = spoilt["fold"] == 1
+    spoilt["tokens"] = [
+        ["leak"] * 3 if out else text for out, text in zip(held, train["tokens"], strict=True)
+    ]
+    spoilt.loc[held, "target"] = 0
+    (one, first), (two, second) = (
+        T.train_fold(args, rows, 1, classes, [], None) for rows in (train, spoilt)
+    )
+    assert "leak" not in two.vocabulary and one.vocabulary == two.vocabulary
+    for name, weight in one.state_dict().items():
+        assert torch.equal(weight, two.state_dict()[name]), name
+    assert first[0][:2] == second[0][:2] and first[0][2:] != second[0][2:]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cos"])
+def test_the_peak_of_the_rate_is_lr(T, folder, monkeypatch, schedule):
+    rates = []
+
+    class Spy(torch.optim.SGD):
+        def step(self, *rest):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*rest)
+
+    monkeypatch.setattr(torch.optim, "SGD", Spy)
+    options = "--optimizer SGD --lr 0.25 --epochs 10 --batch-size 5 --schedule".split()
+    args = args_of(T, "--data", folder, *options, schedule)
+    train, _, classes = T.load_news(args)
+    T.train_fold(args, train, 0, classes, [], None)
+    assert len(rates) == 40 and max(rates) == 0.25 and rates.index(0.25) == 3 and rates[-1] < 1e-3
+
+
+def test_evaluate_by_hand(T):
+    """Wilson's interval of 9 in 10, as statsmodels gives it."""
+    right = [[0.9, 0.1]] * 7 + [[0.1, 0.9]] * 2
+    figures = T.evaluate(torch.tensor([*right, [0.9, 0.1]]), torch.tensor([0] * 7 + [1] * 3))
+    assert figures["oof_accuracy"] == pytest.approx(0.9) and figures["confusion"] == [
+        [7, 0],
+        [1, 2],
+    ]
+    interval = figures["oof_accuracy_low"], figures["oof_accuracy_high"]
+    assert interval == pytest.approx((0.59585, 0.98213), abs=1e-4)
+    assert figures["oof_loss_nats"] == pytest.approx(-(9 * math.log(0.9) + math.log(0.1)) / 10)
+
+
+def test_history_and_submission_are_of_the_saved_models(T, folder):
+    options = [*TINY, "--data", str(folder), "--out", str(folder / "o"), "--epochs", "3"]
+    metrics = T.main(options)
+    models, config = T.load_checkpoint(folder / "o" / "model.pt")
+    train, test, classes = T.load_news(config)
+    oof = torch.zeros(40, 4, dtype=torch.double)
+    for fold, model in enumerate(models):
+        held = train[train["fold"] == fold]
+        oof[held.index] = T.predict(model, T.encode(held["tokens"], model.vocabulary))
+        accuracy = (
+            (oof[held.index].argmax(1) == torch.tensor(held["target"].tolist())).double().mean()
+        )
+        assert metrics["history"][fold][-1][3] == accuracy.item()
+    assert metrics == json.loads((folder / "o" / "metrics.json").read_text())
+    assert (
+        metrics["oof_accuracy"]
+        == (oof.argmax(1) == torch.tensor(train["target"].tolist())).double().mean()
+    )
+    mean = sum(T.predict(model, T.encode(test["tokens"], model.vocabulary)) for model in models)
+    lines = (folder / "o" / "submission.csv").read_text().splitlines()
+    assert lines == ["Id,Category", *(f"{i},{classes[k]}" for i, k in enumerate(mean.argmax(1), 1))]
+
+
+# -------------------------------------------------------------------------------- files and commands
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Over 1,000 rows, more than torch shows of a tensor; short texts."""
+    rows = [f"{i},{i % 2 + 1},w{i % 7} w{i % 11},x\n" for i in range(1100)]
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text(HEAD + "".join(rows))
+    (tmp_path / "v.txt").write_text("".join(f"w{i} {i} 0.5\n" for i in range(11)))
+    return tmp_path
+
+
+def test_resumed_is_the_run_never_stopped(T, many, capsys, monkeypatch):
+    options = [*TINY, "--data", str(many), "--folds", "3", "--embeddings", str(many / "v.txt")]
+    T.main([*options, "--out", str(many / "whole")])
+    T.main([*options, "--out", str(many / "again")])
+    train_fold = T.train_fold
+
+    def stopped(args, train, fold, *rest):
+        if fold == 2:
+            raise KeyboardInterrupt
+        return train_fold(args, train, fold, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(T, "train_fold", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            T.main([*options, "--out", str(many / "cut")])
+    resume = [*options, "--out", str(many / "cut"), "--resume"]
+    texts = {name: (many / name).read_text() for name in ("train.csv", "v.txt")}
+    changes = [("train.csv", "555,2,", "555,1,"), ("train.csv", "555,2,w2", "555,2,w3")]
+    for name, old, new in [*changes, ("v.txt", "w6 6 0.5", "w6 6 0.6")]:
+        (many / name).write_text(texts[name].replace(old, new))
+        assert texts[name].count(old) == 1 and "other options" in error_of(capsys, T.main, resume)
+        (many / name).write_text(texts[name])
+    assert "other options" in error_of(capsys, T.main, [*resume, "--dropout", "0.2"])
+    calls = []
+    monkeypatch.setattr(T, "train_fold", lambda *all: calls.append(all[2]) or train_fold(*all))
+    T.main(resume)
+    bytes_of = [(many / run / "submission.csv").read_bytes() for run in ("whole", "again", "cut")]
+    assert calls == [2] and bytes_of[0] == bytes_of[1] == bytes_of[2]
+
+
+@pytest.mark.parametrize("fault", ["empty", "text", "cut", "flipped", "foreign"])
+def test_damaged_files_are_refused(T, folder, capsys, fault):
+    options = [*TINY, "--data", str(folder), "--out", str(folder / "o")]
+    T.main(options)
+    path = folder / "o" / "checkpoint.pt"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size).header_offset
+    start = largest + 30 + sum(struct.unpack("<HH", whole[largest + 26 : largest + 30]))
+    flipped[start + 8] ^= 1  # of some weight: torch itself does not notice
+    foreign = io.BytesIO()
+    torch.save({"weights": 3}, foreign)
+    faults = {"empty": b"", "text": b"hello", "cut": whole[:-99], "flipped": bytes(flipped)}
+    path.write_bytes(faults.get(fault, foreign.getvalue()))
+    assert "checkpoint.pt" in error_of(capsys, T.main, [*options, "--resume"])
+
+
+def test_dry_run_has_a_folder_of_its_own(T, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    T.main([*TINY, "--data", ".", "--out", "o"])
+    before = {path: path.read_bytes() for path in (folder / "o").iterdir()}
+    assert folder / "o" / "submission.csv" in before and not (folder / "submission.csv").exists()
+    T.main([*TINY, "--data", ".", "--out", "o", "--dry-run"])
+    assert before == {
+        path: path.read_bytes() for path in (folder / "o").iterdir() if path.is_file()
+    }
+    T.main([*TINY, "--data", ".", "--dry-run", "--submission", "mine.csv"])
+    names = {path.name for path in (folder / "results/dry_run/transformer").iterdir()}
+    pictures = {"curves.png", "confusion.png", "attention.png"}
+    assert names == {"metrics.json", "model.pt", "checkpoint.pt", "submission.csv", *pictures}
+    assert not (folder / "mine.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "options, part",
+    [
+        ("--nhead 3", "--nhead"),
+        ("--lr nan", "--lr"),
+        ("--epochs 0", "--epochs"),
+        ("--dropout 1", "--dropout"),
+        ("--tokenizer x", "--tokenizer"),
+        ("--device cuda" if not torch.cuda.is_available() else "--device x", "--device"),
+        ("--data nowhere", "--data"),
+        ("--out /proc/nowhere", "cannot write"),
+    ],
+)
+def test_one_line_says_what_is_wrong(folder, options, part):
+    process = run_script(SCRIPT, *TINY, "--data", folder, *options.split(), cwd=folder)
+    last = process.stderr.splitlines()[-1]
+    assert process.returncode == 2 and "error: " in last and part in last, process.stderr
+
+
+def test_a_loss_that_is_not_finite(T, folder, capsys, monkeypatch):
+    monkeypatch.setattr(T, "train_epoch", lambda *all: [math.nan, 0.5])
+    assert "--lr" in error_of(
+        capsys, T.main, [*TINY, "--data", str(folder), "--out", str(folder / "o")]
+    )
+
+
+def test_full_disk(folder):
+    command = f"ulimit -f 8; {sys.executable} {SCRIPT} {' '.join(TINY)} --data . --out o"
+    process = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
+    assert process.returncode == 2 and "cannot write" in process.stderr.splitlines()[-1]
+    assert "Traceback" not in process.stderr and not list((folder / "o").iterdir())
+
+
+def test_telling_costs_no_work(folder):
+    """Closed and full outputs, a notebook's backend, a narrow encoding."""
+    script = f"{sys.executable} {SCRIPT} {' '.join(TINY)} --data . --dry-run"
+    notebook = "MPLBACKEND=module://matplotlib_inline.backend_inline PYTHONIOENCODING=cp1252"
+    for command in (
+        f"{script} >/dev/full",
+        f"{script} 2>&-",
+        f"{script} | true",
+        f"{notebook} {script} --out 結果",
+    ):
+        command = f"{command}; exit ${{PIPESTATUS[0]}}"
+        process = subprocess.run(
+            ["bash", "-c", command], cwd=folder, capture_output=True, text=True
+        )
+        assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
+    assert (folder / "結果/dry_run/metrics.json").exists()
+
+
+def test_ctrl_c_is_one_line(folder):
+    """While torch is being imported, too."""
+    for wait in (0.4, 6):
+        command = [
+            sys.executable,
+            str(SCRIPT),
+            "--data",
+            str(SAMPLE),
+            "--epochs",
+            "999",
+            "--out",
+            "o",
+        ]
+        process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+        assert process.returncode == 130 and len(stderr.strip().splitlines()) == 1, stderr
+
+
+def test_a_link_to_the_script_finds_the_vectors(folder):
+    (folder / "link.py").symlink_to(SCRIPT)
+    process = run_script(folder / "link.py", "--dry-run", "--data", SAMPLE, cwd=folder)
+    assert process.returncode == 0 and "notice: no pretrained" not in process.stderr
+    metrics = json.loads((folder / "results/dry_run/transformer/metrics.json").read_text())
+    assert metrics["pretrained_words"] > 100
