@@ -632,6 +632,8 @@ def main(argv=None):
         "history": saved["histories"],
         "train_seconds": saved["seconds"],
         "wall_seconds": time.perf_counter() - started,
+        "train_rows": len(train),
+        "test_rows": len(test),
         "pretrained_words": len(known),
         "config": config,
         "seed": args.seed,

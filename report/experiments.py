@@ -184,9 +184,10 @@ def tokenizers(data):
             alone = script.build_vocabulary(train["tokens"][~held], args.min_count)
             short = next(words for words in train["tokens"][held] if len(words) <= 25)
             pair = [short[:20], texts[EXAMPLE][:28]]
+            batch = script.pad(script.encode(pair, alone))
             example = [
                 dict(words=words, ids=ids.tolist())
-                for words, ids in zip(pair, script.encode(pair, alone), strict=True)
+                for words, ids in zip(pair, batch, strict=True)
             ]
     return dict(tokenizers=rows, min_counts=by_count, lengths=summary, example=example)
 

@@ -74,8 +74,12 @@ class TestEachScript:
         assert [line.lstrip("# -") for line in lines] == [*begin, *SECTIONS]
 
     def test_is_short_enough_to_read(self, path):
-        """At most 470 lines of code: blank lines, comments and docstrings are the reader's help, not his burden."""
+        """The classifier: lines of 100 columns, 660 in all (430 is the aim). The others: at most 470 lines of code."""
         source = path.read_text()
+        if path not in AUTOENCODERS:
+            lines = source.splitlines()
+            assert len(lines) <= 660 and max(map(len, lines)) <= 100
+            return
         documented = (ast.Module, ast.FunctionDef, ast.ClassDef)
         docstrings = {
             line
