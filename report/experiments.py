@@ -186,8 +186,7 @@ def tokenizers(data):
             pair = [short[:20], texts[EXAMPLE][:28]]
             batch = script.pad(script.encode(pair, alone))
             example = [
-                dict(words=words, ids=ids.tolist())
-                for words, ids in zip(pair, batch, strict=True)
+                dict(words=words, ids=ids.tolist()) for words, ids in zip(pair, batch, strict=True)
             ]
     return dict(tokenizers=rows, min_counts=by_count, lengths=summary, example=example)
 
