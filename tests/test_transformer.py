@@ -161,6 +161,16 @@ def test_naive_bayes_by_hand(T, model):
     torch.testing.assert_close(with_ratios - model(tokens), model.trust * added[None])
 
 
+def test_naive_bayes_is_silent_in_training(model):
+    logits = []
+    model.train()
+    for scale in (1, 5):
+        torch.manual_seed(0)
+        model.ratios *= scale
+        logits.append(model(torch.tensor([[4, 4, 6, 9]])))
+    assert torch.equal(*logits)
+
+
 # ------------------------------------------------------------------------------------------ tables
 
 
@@ -323,6 +333,13 @@ def test_vectors_in_text(T, tmp_path, text, packed):
 def test_vectors_that_teach_nothing(T, tmp_path, capsys, text):
     (tmp_path / "v.txt").write_text(text)
     assert "none" in error_of(capsys, T.load_vectors, str(tmp_path / "v.txt"), {"alpha"})
+
+
+def test_a_cut_file_of_vectors_is_refused(T, tmp_path, capsys):
+    (tmp_path / "v.txt").write_text("beta 1 2\nalpha 1")
+    assert "after alpha" in error_of(
+        capsys, T.load_vectors, str(tmp_path / "v.txt"), {"alpha", "beta"}
+    )
 
 
 def test_vectors_in_npz(T, tmp_path, capsys):
