@@ -599,7 +599,7 @@ def test_telling_costs_no_work(folder):
 
 def test_ctrl_c_is_one_line(folder):
     """While torch is being imported, too."""
-    for wait in (0.4, 6):
+    for wait in (1, 6):
         command = [
             sys.executable,
             str(SCRIPT),
