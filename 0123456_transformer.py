@@ -31,8 +31,8 @@ from pathlib import Path
 
 def stop(signum, frame):
     """Ctrl-C is one line and status 130, even while torch is being imported."""
-    print("\nstopped: the same command with --resume goes on", file=sys.stderr)
-    sys.exit(130)
+    print("\nstopped: the same command with --resume goes on", file=sys.stderr, flush=True)
+    os._exit(130)  # not an exception, which the import of a library may swallow
 
 
 if __name__ == "__main__":

@@ -613,7 +613,7 @@ def test_ctrl_c_is_one_line(folder):
         process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
         time.sleep(wait)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate()
+        _, stderr = process.communicate(timeout=120)
         assert process.returncode == 130 and len(stderr.strip().splitlines()) == 1, stderr
 
 
