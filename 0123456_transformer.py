@@ -144,23 +144,28 @@ def data_file(folder, name):
 
 @contextlib.contextmanager
 def whole_file(path):
-    """A file to write to, which takes the place of `path` at the end: whole or not at all."""
+    """A file in memory, which takes the place of `path` at the end: whole or not at all."""
+    buffer = io.BytesIO()
+    yield buffer
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
-            with open(Path(folder) / path.name, "wb") as file:
-                yield file
-            os.replace(file.name, path)
-    except (OSError, RuntimeError) as error:  # torch.save makes the latter of a full disk
-        fail(f"cannot write {path} ({error!s:.80}): make room or name another --out")
+            Path(folder, path.name).write_bytes(buffer.getbuffer())
+            os.replace(Path(folder, path.name), path)
+    except OSError as error:
+        fail(f"cannot write {path} ({error.strerror}): make room or name another --out")
 
 
 def load_saved(path):
     """What this script saved at `path`, on the CPU; runs no code from it."""
     try:
-        if zipfile.ZipFile(path).testzip():  # torch itself looks at no checksum
+        file = io.BytesIO(path.read_bytes())
+        if zipfile.ZipFile(file).testzip():  # torch itself looks at no checksum
             raise ValueError("damaged")
-        return torch.load(path, map_location="cpu", weights_only=True)["transformer"]
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)["transformer"]
+    except OSError as error:
+        fail(f"cannot read {path} ({error.strerror}): train first, or name its folder by --out")
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
         fail(f"{path} is no whole file of this script ({error}): train without --resume")
 
@@ -177,7 +182,7 @@ def read_table(path, keys):
         # This engine refuses a row longer than the first, and a lone quote, which swallows rows.
         table = pd.read_csv(io.StringIO(text), sep=separator, engine="python", **rules)
     except (ValueError, OSError) as error:
-        fail(f"{path} is no table in UTF-8 ({error}): mend it or take the course's file again")
+        fail(f"{path} is no table ({error}): save it as UTF-8, each quote in a cell doubled")
     table = table.map(str.strip, na_action="ignore")
     table = table[table.fillna("").ne("").any(axis=1)]  # without rows of blanks
     table.columns = table.iloc[0].str.lower().replace(ALSO_CALLED)

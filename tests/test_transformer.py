@@ -417,7 +417,10 @@ def test_held_out_rows_teach_nothing(T, folder):
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cos"])
-def test_the_peak_of_the_rate_is_lr(T, folder, monkeypatch, schedule):
+@pytest.mark.parametrize(
+    "epochs, peak", [(10, 3), (1, 1), (3, 1), (5, 1)]
+)  # 40, 4, 12 and 20 steps
+def test_the_peak_of_the_rate_is_lr(T, folder, monkeypatch, schedule, epochs, peak):
     rates = []
 
     class Spy(torch.optim.SGD):
@@ -426,11 +429,12 @@ def test_the_peak_of_the_rate_is_lr(T, folder, monkeypatch, schedule):
             return super().step(*rest)
 
     monkeypatch.setattr(torch.optim, "SGD", Spy)
-    options = "--optimizer SGD --lr 0.25 --epochs 10 --batch-size 5 --schedule".split()
-    args = args_of(T, "--data", folder, *options, schedule)
+    options = "--optimizer SGD --lr 0.25 --batch-size 5 --schedule".split()
+    args = args_of(T, "--data", folder, *options, schedule, "--epochs", epochs)
     train, _, classes = T.load_news(args)
     T.train_fold(args, train, 0, classes, [], None)
-    assert len(rates) == 40 and max(rates) == 0.25 and rates.index(0.25) == 3 and rates[-1] < 1e-3
+    assert len(rates) == 4 * epochs and max(rates) == 0.25 and rates.index(0.25) == peak
+    assert rates[-1] < 1e-3
 
 
 def test_evaluate_by_hand(T):
@@ -512,7 +516,7 @@ def test_resumed_is_the_run_never_stopped(T, many, capsys, monkeypatch):
     assert calls == [2] and bytes_of[0] == bytes_of[1] == bytes_of[2]
 
 
-@pytest.mark.parametrize("fault", ["empty", "text", "cut", "flipped", "foreign"])
+@pytest.mark.parametrize("fault", ["empty", "text", "cut", "flipped", "foreign", "folder"])
 def test_damaged_files_are_refused(T, folder, capsys, fault):
     options = [*TINY, "--data", str(folder), "--out", str(folder / "o")]
     T.main(options)
@@ -527,6 +531,9 @@ def test_damaged_files_are_refused(T, folder, capsys, fault):
     torch.save({"weights": 3}, foreign)
     faults = {"empty": b"", "text": b"hello", "cut": whole[:-99], "flipped": bytes(flipped)}
     path.write_bytes(faults.get(fault, foreign.getvalue()))
+    if fault == "folder":
+        path.unlink()
+        path.mkdir()
     assert "checkpoint.pt" in error_of(capsys, T.main, [*options, "--resume"])
 
 
@@ -575,7 +582,10 @@ def test_a_loss_that_is_not_finite(T, folder, capsys, monkeypatch):
 def test_full_disk(folder):
     command = f"ulimit -f 8; {sys.executable} {SCRIPT} {' '.join(TINY)} --data . --out o"
     process = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
-    assert process.returncode == 2 and "cannot write" in process.stderr.splitlines()[-1]
+    assert (
+        process.returncode == 2
+        and "cannot write o/checkpoint.pt (File too large)" in process.stderr
+    )
     assert "Traceback" not in process.stderr and not list((folder / "o").iterdir())
 
 

@@ -74,11 +74,11 @@ class TestEachScript:
         assert [line.lstrip("# -") for line in lines] == [*begin, *SECTIONS]
 
     def test_is_short_enough_to_read(self, path):
-        """The classifier: lines of 100 columns, 660 in all (430 is the aim). The others: at most 470 lines of code."""
+        """The classifier: lines of 100 columns, 665 in all (430 is the aim). The others: at most 470 lines of code."""
         source = path.read_text()
         if path not in AUTOENCODERS:
             lines = source.splitlines()
-            assert len(lines) <= 660 and max(map(len, lines)) <= 100
+            assert len(lines) <= 665 and max(map(len, lines)) <= 100
             return
         documented = (ast.Module, ast.FunctionDef, ast.ClassDef)
         docstrings = {
