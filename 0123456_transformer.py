@@ -457,8 +457,9 @@ def train_fold(args, train, fold, classes, known, vectors):
     model = TransformerClassifier(args, vocabulary, len(classes), vectors).to(args.device)
     model.ratios.copy_(log_count_ratios(texts, labels, *model.ratios.shape))
     optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), args.lr)
-    steps = args.epochs * math.ceil(len(texts) / args.batch_size)
-    rules = {"pct_start": 0.1, "anneal_strategy": args.schedule, "cycle_momentum": False}
+    steps = max(3, args.epochs * math.ceil(len(texts) / args.batch_size))
+    warm_up = max(2, round(steps / 10)) / steps  # whole steps: one of them has the very peak
+    rules = {"pct_start": warm_up, "anneal_strategy": args.schedule, "cycle_momentum": False}
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, **rules)
     history = []
     for epoch in range(args.epochs):
