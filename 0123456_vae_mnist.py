@@ -1,223 +1,189 @@
 """Train a variational autoencoder with a Bernoulli decoder on binarized Tibetan digits (28 x 28).
 
-    python 0123456_vae_mnist.py                    data/ beside this script, or the made sample in it
-    python 0123456_vae_mnist.py --data DIR         the folder with TibetanMNIST.npz
-    python 0123456_vae_mnist.py --kl-weight 100    lambda, the weight of the KL term: 0, 1, 100 ...
+    python 0123456_vae_mnist.py                    TibetanMNIST.npz lies in data/ beside it
+    python 0123456_vae_mnist.py --data DIR         the folder where it lies
+    python 0123456_vae_mnist.py --kl-weight 100    lambda, the weight of the KL term: 0, 1, 100...
 
-The folder results/vae_mnist/kl1 (kl100 ...) gets metrics.json, model.pt and the pictures curves, reconstructions,
-samples, interpolation and posterior; at lambda = 0 also samples_aggregate. On the 12,000 real digits -ELBO is 88 nats
-on those held out, after 6 minutes on 2 cores.
+results/vae_mnist/kl1 (kl100, ...) gets metrics.json, model.pt and the pictures curves,
+reconstructions, samples, interpolation and posterior. The course's 12,000 digits: -ELBO 85 nats on
+those held out, after 5 minutes on 2 cores.
 """
 
+import argparse
 import contextlib
-import copy
 import hashlib
 import io
 import json
 import math
 import os
+import signal
 import sys
+import tempfile
 import time
 import zipfile
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-LOGVAR_BOUND = 10.0  # keeps exp(logvar) finite
-REFINE_STEPS, REFINE_LR = 20, 0.04  # of the posterior, once trained; the rate falls to 0
-TOO_BIG = 256_000_000  # bytes of the array of images
-ACTIVE = 0.01  # a latent dimension is active if E[z|x] varies more than this over the images (Burda et al. 2016)
 
-# ------------------------------------------------------------------------------------------------------------ settings
-
-
-def option(default, help, low=None, high=None, choices=None):
-    """A field of Config: its default, its line in --help, and the values that it may take."""
-    return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices))
+def stop(signum, frame):
+    """Ctrl-C is one line and status 130, even while torch is being imported."""
+    print("\nstopped: the same command with --resume goes on", file=sys.stderr, flush=True)
+    os._exit(130)  # not an exception, which the import of a library may swallow
 
 
-@dataclass
-class Config:
-    data: str = option(None, "folder of TibetanMNIST.npz (default: data beside this script)")
-    out: str = option(None, "folder for what is written (default: results/vae_mnist/kl and the weight)")
-    kl_weight: float = option(1.0, "lambda, the weight of the KL term in training", 0, 1e6)
-    latent_dim: int = option(32, "dimensions of z", 1, 1024)
-    epochs: int = option(40, "passes over the training digits", 1, 10000)
-    batch_size: int = option(128, "digits a step", 1, 4096)
-    lr: float = option(3e-3, "peak learning rate", 1e-9, 1e6)
-    seed: int = option(0, "seed of weights, order and noise (the split never changes)", 0, 2**31 - 1)
-    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
-    resume: bool = option(False, "continue the run whose checkpoint lies in --out")
-    eval_only: bool = option(False, "make metrics and pictures again from the model.pt in --out")
-    dry_run: bool = option(False, "two batches of everything, to see that it all works")
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, stop)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # a service has none
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    sys.stdout.reconfigure(errors="backslashreplace")  # for letters that the terminal lacks
+os.environ["MPLBACKEND"] = "agg"  # a notebook's setting, inherited, would stop the import
 
-
-def parse_args(argv=None):
-    """Config from the command line, where each of its fields is an option. Raises UserError."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.error = lambda message: check(False, f"{message} at the command line: see --help")
-    for f in fields(Config):
-        about = f.metadata["help"] + ("" if f.default is None or f.type is bool else " (default: %(default)s)")
-        kind = dict(action="store_true") if f.type is bool else dict(type=f.type, choices=f.metadata["choices"])
-        parser.add_argument("--" + f.name.replace("_", "-"), default=f.default, help=about, **kind)
-    config = Config(**vars(parser.parse_args(argv)))
-    for f in fields(Config):
-        value, low, high = getattr(config, f.name), f.metadata["low"], f.metadata["high"]
-        fine = low is None or value is None or low <= value <= high  # NaN is not
-        check(fine, f"{value} out of range at --{f.name.replace('_', '-')}: give a number from {low} to {high}")
-    return config
-
-
-if __name__ == "__main__" and {"-h", "--help"} & {*sys.argv}:
-    parse_args(["--help"])  # ends here: what follows takes seconds to import
-
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.distributions import Bernoulli
 from tqdm import tqdm
 
-# --------------------------------------------------------------------------------------------------------- run helpers
+NAME = "vae_mnist"
+FILE = "TibetanMNIST.npz"
+LATENT_DIM = 32
+EPOCHS = 40
+LR = 3e-3
+ROUNDS = 1  # points of the learning curve an epoch
+KL_WARM_UP = 0.3  # share of training over which the KL term grows to its weight
+CLIP = 100.0  # norm of the gradient
+
+# --------------------------------------------------------------------------------------- arguments
 
 
-class UserError(Exception):
-    """What the person at the keyboard can mend; reads `WHAT at WHERE: WHAT TO DO`."""
+def number(kind, low, high):
+    """A type for argparse: an int or a float from low to high."""
+
+    def parse(text):
+        if not low <= kind(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low:g} to {high:g}")
+        return kind(text)
+
+    return parse
 
 
-def check(fine, message):
-    if not fine:
-        raise UserError(message)
+def parse_args(argv=None):
+    """The options as a namespace; argparse says what is wrong with one and exits with status 2."""
+    form = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=form)
+    add = parser.add_argument
+    add("--data", type=Path, help=f"folder of {FILE} (else: data beside the script)")
+    add("--out", type=Path, help=f"folder of what is written (else: results/{NAME}/kl...)")
+    add("--kl-weight", type=number(float, 0, 1e6), default=1.0, help="lambda, of the KL term")
+    add("--latent-dim", type=number(int, 1, 1024), default=LATENT_DIM, help="dimensions of z")
+    add("--epochs", type=number(int, 1, 10000), default=EPOCHS, help="passes over the images")
+    add("--batch-size", type=number(int, 1, 4096), default=128, help="images a step")
+    add("--lr", type=number(float, 1e-9, 1e6), default=LR, help="peak learning rate")
+    add("--seed", type=number(int, 0, 2**31), default=0, help="seed of all but the split")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    add("--resume", action="store_true", help="go on from the last epoch of an interrupted run")
+    add("--eval-only", action="store_true", help="figures and pictures of the model.pt in --out")
+    add("--dry-run", action="store_true", help="two batches of everything, to see that it works")
+    args = parser.parse_args(argv)
+    best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if args.device not in ("auto", "cpu", best.type):
+        parser.error(f"argument --device: no {args.device} on this machine, use auto")
+    args.device = best.type if args.device == "auto" else args.device
+    folder = Path(NAME) / f"kl{args.kl_weight:g}"
+    if args.dry_run:  # never over a real run's results
+        args.epochs = 1
+        args.out = args.out / "dry_run" if args.out else "results/dry_run" / folder
+    args.out = args.out or "results" / folder
+    return args
 
 
-def choose_device(name):
-    """torch.device for auto, cpu, cuda or mps. Raises UserError if this machine has none such."""
-    there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    name = next(kind for kind in there if there[kind]) if name == "auto" else name
-    check(there[name], f"no such device at --device {name}: use --device auto")
-    return torch.device(name)
+# ----------------------------------------------------------------------------------------- helpers
 
 
-def seed_everything(*numbers):
-    """Seed torch by (seed, stage, epoch, ...), so that a resumed epoch draws what it would have drawn."""
-    torch.manual_seed(int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big"))
+def fail(message):
+    """End with status 2 and one line, `error: WHAT: WHAT TO DO`."""
+    print("error:", *message.split(), file=sys.stderr)
+    sys.exit(2)
 
 
-def course_file(folder, name):
-    """(path of a course file, whether it is made data); only if no folder is named may data/sample stand in."""
+def data_file(folder, name):
+    """Path of a course file; only if no folder is named may the made data/sample stand in."""
     beside = Path(__file__).resolve().parent / "data"
     path = Path(folder or beside) / name
-    if made := not folder and not os.path.isfile(path):
+    if folder is None and not path.is_file():
         path = beside / "sample" / name
-        print(f"notice: no {name} in {beside}, so {path} is taken: the results are of made data", file=sys.stderr)
-    check(os.path.isfile(path), f"no {name} at {path.parent}: put it there or name its folder by --data")
-    return path, made
-
-
-def write_whole(path, write):
-    """Put what write(buffer) writes at `path`, whole or not at all: beside it first, then moved into place."""
-    buffer, part = io.BytesIO(), Path(path).parent / f".{Path(path).name}.part"
-    write(buffer)
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"cannot write ({error.strerror}) at {Path(path)}: make room or name another place") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
+        print(f"notice: no {name} in data: results are of made data, {path}", file=sys.stderr)
+    if not path.is_file():
+        fail(f"no {name} in {path.parent}: put it there or name its folder by --data")
+    return path
 
 
 @contextlib.contextmanager
-def saved_file(path):
-    """What torch.save wrote at `path`, on the CPU; runs no code from it. UserError if that, or the block, fails."""
+def whole_file(path):
+    """A file in memory, which takes the place of `path` at the end: whole or not at all."""
+    buffer = io.BytesIO()
+    yield buffer
     try:
-        with zipfile.ZipFile(path) as archive:
-            check(not archive.testzip(), "damaged")  # torch looks at no checksum
-        yield torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a missing, damaged or foreign file
-        raise UserError(f"nothing that this script saved at {path}: delete it and train again") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
+            Path(folder, path.name).write_bytes(buffer.getbuffer())
+            os.replace(Path(folder, path.name), path)
+    except OSError as error:
+        fail(f"cannot write {path} ({error.strerror}): make room or name another --out")
 
 
-def load_resume(config, data):
-    """The checkpoint that --resume asks for, or a new one: {"run": all that decides the weights, `data`'s hash too}."""
-    aside = ("data", "out", "submission", "embeddings", "device", "resume", "eval_only")
-    run = {name: value for name, value in asdict(config).items() if name not in aside}
-    run["data hash"] = hashlib.sha256(data).hexdigest()[:12]
-    path = Path(config.out) / "checkpoint.pt"
-    if not (config.resume and os.path.lexists(path)):
-        return {"run": run}
-    with saved_file(path) as checkpoint:
-        theirs = checkpoint["run"]
-        other = ", ".join(f"{key} {theirs.get(key)}, not {run[key]}" for key in run if theirs.get(key) != run[key])
-    check(not other, f"checkpoint of another run ({other}) at {path}: give its options or leave out --resume")
-    return checkpoint
-
-
-def write_metrics(config, argv, device, metrics, started):
-    """Write metrics.json: the figures, the seconds since `started`, and what it takes to get them again."""
-    versions = dict(python=sys.version.split()[0], torch=torch.__version__, numpy=np.__version__)
-    metrics |= dict(argv=sys.argv[1:] if argv is None else list(argv), config=asdict(config), seed=config.seed)
-    metrics |= dict(device=str(device), versions=versions, wall_seconds=time.perf_counter() - started)
-    write_whole(Path(config.out) / "metrics.json", lambda f: f.write(json.dumps(metrics, indent=1).encode()))
-
-
-def new_figure(width, height, title=None):
-    """A matplotlib figure of so many inches; `lambda f: figure.savefig(f)` hands it to write_whole."""
-    import matplotlib.figure
-
-    matplotlib.rcParams["text.parse_math"] = False  # a $ is a $
-    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained", dpi=120)
-    figure.suptitle(title)
-    return figure
-
-
-def run(main):
-    """Call main; exit with 2 and one line for a UserError, with 130 and one line after Ctrl-C."""
+def load_saved(path):
+    """What this script saved at `path`, on the CPU; runs no code from it."""
     try:
-        main()
-    except UserError as error:
-        print("error:", *str(error).split(), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped: the same command and --resume go on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        file = io.BytesIO(path.read_bytes())
+        if zipfile.ZipFile(file).testzip():  # torch itself looks at no checksum
+            raise ValueError("damaged")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)[NAME]
+    except OSError as error:
+        fail(f"cannot read {path} ({error.strerror}): train first, or name its folder by --out")
+    except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
+        fail(f"{path} is no whole file of this script ({error}): train without --resume")
 
 
-# ---------------------------------------------------------------------------------------------------------------- data
-
-
-def load_images(config):
-    """(grey images, uint8 (N, 1, 28, 28), whether they are made data). Raises UserError.
-
-    Float images from 0 to 1, images of 0 and 1, and a channel axis of size 1 are taken as they are meant.
-    """
-    path, made = course_file(config.data, "TibetanMNIST.npz")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            size = archive.zip.getinfo("image.npy").file_size
-            check(size <= TOO_BIG, f"{size} bytes of images, over {TOO_BIG}")
-            images = archive["image"]
-    except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
-        raise UserError(f"no npz with an array `image` ({error}) at {path}: take the course's file again") from error
-    images = images.reshape([size for i, size in enumerate(images.shape) if i == 0 or size != 1])
-    shape = f"image is {images.dtype} {images.shape} at {path}"
-    fine = images.shape[1:] == (28, 28) and images.dtype.kind in "buif"
-    check(fine and len(images) >= 640, f"{shape}: uint8 (N, 28, 28), at least 640 images, is needed")
-    check(0 <= images.min() and images.max() <= 255, f"values out of 0 to 255 at {path}: scale them")  # NaN too
-    images = images * np.float32(255) if images.max() <= 1 else images
-    return torch.from_numpy(images.astype(np.uint8))[:, None], made
+# -------------------------------------------------------------------------------------------- data
 
 
 def split(images):
-    """Training, validation (1 in 20) and test images (1 in 10): the same ones whatever --seed is."""
+    """Training, validation (1 in 20) and test images (1 in 10): the same ones whatever --seed."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    test, rest = len(images) // 10, len(images) // 10 + len(images) // 20
-    return images[order[rest:]], images[order[test:rest]], images[order[:test]]
+    test = len(images) // 10
+    validation = len(images) // 20
+    return (
+        images[order[test + validation :]],
+        images[order[test:][:validation]],
+        images[order[:test]],
+    )
+
+
+# >>> data
+
+
+def load_images(args):
+    """The grey images of TibetanMNIST.npz, uint8 (N, 1, 28, 28)."""
+    path = data_file(args.data, FILE)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            images = archive["image"]
+    except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
+        fail(f"no array `image` in {path} ({error}): take the course's file again")
+    shape = [size for size in images.shape[1:] if size > 1]
+    if shape not in ([28, 28], [784]) or images.dtype.kind not in "buif" or len(images) < 640:
+        fail(f"{path} has {images.dtype} {images.shape}: at least 640 of 28 x 28 are needed")
+    white = 1 if images.max() < 2 else 255
+    if not (images.min() > -0.3 * white and images.max() < 1.3 * white):  # resizing overshoots
+        fail(f"pixels in {path} are from {images.min()} to {images.max()}: scale them, 0 to 255")
+    images = np.rint(images.reshape(-1, 1, 28, 28) * (255 / white)).clip(0, 255).astype(np.uint8)
+    if (images > 127).all() or not (images > 127).any():
+        fail(f"all pixels in {path} are alike once binarized: scale them, 0 to 255")
+    return torch.from_numpy(images)
 
 
 def to_float(images):
@@ -225,23 +191,27 @@ def to_float(images):
     return (images > 127).float()
 
 
-def augment(images, strength):
-    """Each of the images (B, 1, 28, 28) turned (4 degrees), stretched and sheared (5%; standard deviations), and moved
-    by up to 1.5 pixels either way, all times strength; grey values between pixels are interpolated."""
-    turn, wide, high, shear = torch.randn(4, len(images)) * torch.tensor([[0.07], [0.05], [0.05], [0.05]]) * strength
+def training_input(images, progress):
+    """x of training images, each turned (4 degrees), stretched and sheared (5%; standard
+    deviations) and moved by up to 1.5 pixels; less over the second half, at last not at all."""
+    strength = min(1, 2 - 2 * progress)
+    turn, wide, high, shear = torch.randn(4, len(images)) * 0.05 * strength
     move = (torch.rand(2, len(images)) * 2 - 1) * 1.5 / 14 * strength
+    turn = 1.4 * turn
     above = torch.stack([turn.cos() * wide.exp(), shear - turn.sin() * high.exp(), move[0]], 1)
     below = torch.stack([turn.sin() * wide.exp(), turn.cos() * high.exp(), move[1]], 1)
     grid = F.affine_grid(torch.stack([above, below], 1), images.shape, align_corners=False)
-    return F.grid_sample(images.float(), grid.to(images.device), align_corners=False)
+    moved = F.grid_sample(images.float(), grid.to(images.device), align_corners=False)
+    return to_float(moved)
 
 
-def training_input(images, done):
-    """x of training images, augmented: less and less over the second half of the run, to end with them as they are."""
-    return to_float(augment(images, min(1, 2 - 2 * done)))
+# <<< data
 
 
-# --------------------------------------------------------------------------------------------------------------- model
+# ------------------------------------------------------------------------------------------- model
+
+
+# >>> network
 
 
 class ResidualLinear(nn.Linear):
@@ -252,222 +222,283 @@ class ResidualLinear(nn.Linear):
 
 
 class VAE(nn.Module):
-    """Convolutional VAE (Kingma and Welling 2014): q(z|x) a diagonal Gaussian, p(x|z) a Bernoulli in every pixel.
+    """z in groups, top down: the posterior of a group sees the features of x and the state to which
+    the groups above decode (Sonderby et al. 2016); p(x|z) is a Bernoulli in every pixel."""
 
-    With refine_steps > 0, `encode` goes on from what the encoder gives by so many gradient steps on each image's own
-    loss (semi-amortized inference; Kim et al. 2018, Cremer et al. 2018). Training does without.
-    """
-
-    def __init__(self, latent_dim, refine_steps=0, kl_weight=1.0):
+    def __init__(self, latent_dim, width=256):
         super().__init__()
-        self.refine_steps, self.kl_weight = refine_steps, kl_weight
-        layers = [nn.Conv2d(1, 32, 4, 2, 1), nn.SiLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.SiLU(), nn.Flatten()]
-        layers += [nn.Linear(64 * 7 * 7, 512), ResidualLinear(512, 512), ResidualLinear(512, 512), nn.SiLU()]
-        self.encoder = nn.Sequential(*layers, nn.Linear(512, 2 * latent_dim))
-        layers = [nn.Linear(latent_dim, 512), nn.SiLU(), nn.Linear(512, 2048), nn.SiLU(), nn.Unflatten(1, (128, 4, 4))]
-        layers += [nn.ConvTranspose2d(128, 64, 3, 2, 1), nn.SiLU()]  # (B, 64, 7, 7)
-        layers += [nn.ConvTranspose2d(64, 64, 4, 2, 1), nn.SiLU()]  # (B, 64, 14, 14)
-        self.decoder = nn.Sequential(*layers, nn.ConvTranspose2d(64, 1, 4, 2, 1))  # (B, 1, 28, 28)
+        self.sizes = [len(group) for group in torch.arange(latent_dim).split(4)]
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 32, 4, 2, 1),  # (B, 32, 14, 14)
+            nn.SiLU(),
+            nn.Conv2d(32, 64, 4, 2, 1),  # (B, 64, 7, 7)
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(64 * 7 * 7, width),
+            ResidualLinear(width, width),
+            nn.LayerNorm(width),
+        )
+        self.start = nn.Parameter(torch.zeros(width))
+        self.posterior = nn.ModuleList()
+        self.lift = nn.ModuleList()
+        self.down = nn.ModuleList()
+        for size in self.sizes:
+            layers = nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, 2 * size)
+            self.posterior.append(nn.Sequential(*layers))  # mean, log-variance
+            self.lift.append(nn.Linear(size, width))
+            layers = nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
+            self.down.append(nn.Sequential(nn.LayerNorm(width), *layers))
+        self.decoder = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 64 * 4 * 4),
+            nn.SiLU(),
+            nn.Unflatten(1, (64, 4, 4)),
+            nn.ConvTranspose2d(64, 64, 3, 2, 1),  # (B, 64, 7, 7)
+            nn.SiLU(),
+            nn.ConvTranspose2d(64, 32, 4, 2, 1),  # (B, 32, 14, 14)
+            nn.SiLU(),
+            nn.ConvTranspose2d(32, 1, 4, 2, 1),  # (B, 1, 28, 28)
+        )
+        for layer in [*self.features, *self.decoder]:  # a start that keeps the signal's variance
+            if type(layer) in (nn.Conv2d, nn.Linear, nn.ConvTranspose2d):
+                fan_in = layer.weight[0].numel()
+                if type(layer) is nn.ConvTranspose2d:
+                    fan_in = layer.in_channels * 4  # of 16 weights, a pixel sees 4
+                nn.init.normal_(layer.weight, std=1.4 / math.sqrt(fan_in))
+                nn.init.zeros_(layer.bias)
         self.to(memory_format=torch.channels_last)  # the faster order on a CPU
+
+    def sample_posterior(self, x, repeats=1):
+        """z, mean and log-variance of q(z|x), (B * repeats, Z) each; of a group they depend on what
+        was drawn for the groups above."""
+        features = self.features(2 * x - 1).repeat_interleave(repeats, 0)  # (B, W)
+        state = self.start.expand_as(features)
+        groups = []
+        for posterior, lift, down in zip(self.posterior, self.lift, self.down, strict=True):
+            mean, logvar = posterior(torch.cat([features, state], 1)).chunk(2, 1)
+            logvar = logvar.clamp(-10, 10)
+            z = self.reparameterize(mean, logvar)
+            state = state + lift(z)
+            state = state + down(state)
+            groups.append((z, mean, logvar))
+        return [torch.cat(part, 1) for part in zip(*groups, strict=True)]
+
+    def reparameterize(self, mean, logvar):
+        """A sample z of q(z|x) through which gradients reach mean and log-variance."""
+        return mean + torch.randn_like(mean) * (logvar / 2).exp()
 
     def encode(self, x):
         """x (B, 1, 28, 28) in {0, 1} -> mean and log-variance of q(z|x), (B, Z) each."""
-        mean, logvar = self.encoder(2 * x - 1).chunk(2, 1)
-        logvar = logvar.clamp(-LOGVAR_BOUND, LOGVAR_BOUND)
-        return self.refine(x, mean, logvar) if self.refine_steps else (mean, logvar)
-
-    def refine(self, x, mean, logvar):
-        """mean and logvar after Adam's steps on reconstruction + lambda KL.
-
-        No image depends on another, and the noise is the same every time.
-        """
-        with torch.inference_mode(False), torch.enable_grad():
-            noise = torch.randn(self.refine_steps, 1, mean.shape[1], generator=torch.Generator().manual_seed(0))
-            x, mean, logvar = x.clone(), mean.detach().clone(), logvar.detach().clone()
-            posterior = [mean.requires_grad_(), logvar.requires_grad_()]
-            optimizer = torch.optim.Adam(posterior, betas=(0.9, 0.99), eps=0.1)  # eps: no step where all is flat
-            for i, epsilon in enumerate(noise.to(x.device)):
-                optimizer.param_groups[0]["lr"] = REFINE_LR * (1 - i / len(noise))
-                decoded = self.decode(mean + epsilon * (logvar / 2).exp())
-                loss = self.reconstruction_loss(decoded, x).sum() + self.kl_weight * kl_divergence(mean, logvar).sum()
-                mean.grad, logvar.grad = torch.autograd.grad(loss, posterior)
-                optimizer.step()
-        return mean.detach(), logvar.detach().clamp(-LOGVAR_BOUND, LOGVAR_BOUND)
-
-    def reparameterize(self, mean, logvar):
-        """A sample z (B, Z) of q(z|x) through which gradients reach mean and log-variance (section 2.4)."""
-        return mean + torch.randn_like(mean) * (logvar / 2).exp()
+        return self.sample_posterior(x)[1:]
 
     def decode(self, z):
         """z (B, Z) -> Bernoulli logits (B, 1, 28, 28)."""
-        return self.decoder(z)
+        state = self.start.expand(len(z), -1)
+        for part, lift, down in zip(z.split(self.sizes, 1), self.lift, self.down, strict=True):
+            state = state + lift(part)
+            state = state + down(state)
+        return self.decoder(state)
+
+    def likelihood(self, z):
+        """p(x|z), whose mean is the picture."""
+        return Bernoulli(logits=self.decode(z), validate_args=False)
 
     def forward(self, x):
         """x -> (Bernoulli logits, mean, log-variance), from one sample of z."""
-        mean, logvar = self.encode(x)
-        return self.decode(self.reparameterize(mean, logvar)), mean, logvar
-
-    def reconstruction_loss(self, logits, x):
-        """-log p(x|z) in nats, (B,): the Bernoulli's, summed over pixels (appendix C.1)."""
-        return F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
+        z, mean, logvar = self.sample_posterior(x)
+        return self.decode(z), mean, logvar
 
 
-def new_model(config, images):
-    """A model to be trained on these images."""
-    return VAE(config.latent_dim)
+def new_model(args, images):
+    """The model to be trained on these images."""
+    return VAE(args.latent_dim)
 
 
-# --------------------------------------------------------------------------------------------------- loss and training
+# <<< network
+
+
+# ------------------------------------------------------------------------------- loss and training
 
 
 def kl_divergence(mean, logvar):
-    """KL(N(mean, exp(logvar)) || N(0, 1)) in nats, (B, Z): of each dimension (appendix B)."""
+    """KL(N(mean, exp(logvar)) || N(0, 1)), nats, of each dimension (Kingma and Welling 2014, B)."""
     return (mean.square() + logvar.exp() - 1 - logvar) / 2
+
+
+def elbo_terms(model, x):
+    """-log p(x|z) of one sample z of q(z|x), (B,), and KL(q(z|x) || p(z)) of each dimension,
+    (B, Z); nats. The negative ELBO is the sum of both."""
+    z, mean, logvar = model.sample_posterior(x)
+    reconstruction = -model.likelihood(z).log_prob(x).flatten(1).sum(1)
+    return reconstruction, kl_divergence(mean, logvar)
+
+
+def learning_rate(progress, peak):
+    """Linear warm-up over the first fiftieth of training, then half a cosine down to 0."""
+    if progress < 0.02:
+        return peak * (0.01 + progress / 0.02)
+    return peak * (1 + math.cos(math.pi * progress)) / 2
+
+
+def train_round(args, model, optimizer, images, turn):
+    """Train on one in ROUNDS of uint8 images, drawn anew: ROUNDS rounds are an epoch. The mean
+    reconstruction and KL, nats, as they were on the way."""
+    model.train()
+    rows = torch.randperm(len(images))[: math.ceil(len(images) / ROUNDS)]
+    batches = rows.to(images.device).split(args.batch_size)
+    history = []
+    for step, rows in enumerate(batches):
+        progress = (turn + step / len(batches)) / (args.epochs * ROUNDS)
+        optimizer.param_groups[0]["lr"] = learning_rate(progress, args.lr)
+        reconstruction, kl = elbo_terms(model, training_input(images[rows], progress))
+        # The KL term grows to its weight (Bowman et al. 2016): z pays before it costs.
+        weight = args.kl_weight * min(1, progress / KL_WARM_UP)
+        loss = (reconstruction + weight * kl.sum(1)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        history.append(torch.stack([reconstruction.detach().mean(), kl.detach().sum(1).mean()]))
+    return torch.stack(history).mean(0).tolist()
+
+
+def train(args, images, validation):
+    """Train, or go on training; the checkpoint of each epoch is what model.pt holds in the end."""
+    torch.manual_seed(args.seed)
+    model = new_model(args, images).to(args.device)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
+    config = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
+    aside = ("data", "out", "device", "resume")
+    decisive = repr({name: value for name, value in config.items() if name not in aside})
+    run = hashlib.sha256(decisive.encode() + images.numpy().tobytes()).hexdigest()
+    saved = {"config": config, "run": run, "history": [], "seconds": 0.0}
+    path = args.out / "checkpoint.pt"
+    if args.resume and path.exists():
+        saved = load_saved(path)
+        if saved["run"] != run:
+            fail(f"other options or images made {path}: leave out --resume")
+        model.load_state_dict(saved["weights"])
+        optimizer.load_state_dict(saved["optimizer"])
+    started = time.perf_counter() - saved["seconds"]
+    images = images.to(args.device)
+    rounds = range(len(saved["history"]), args.epochs * ROUNDS)
+    for turn in tqdm(rounds, "training", unit="round", disable=None):
+        torch.manual_seed(args.seed + 1000 * (turn + 1))  # resumed, it draws the same
+        terms = train_round(args, model, optimizer, images, turn)
+        reconstruction, kl, _, _ = infer(model, validation)
+        saved["history"].append([*terms, reconstruction.mean().item(), kl.sum(1).mean().item()])
+        if not math.isfinite(sum(saved["history"][-1])):
+            fail(f"the loss is not finite in round {turn + 1}: take a smaller --lr")
+        saved["weights"] = model.state_dict()
+        saved["optimizer"] = optimizer.state_dict()
+        saved["seconds"] = time.perf_counter() - started
+        with whole_file(path) as file:
+            torch.save({NAME: saved}, file)
+    with whole_file(args.out / "model.pt") as file:
+        torch.save({NAME: saved}, file)
+
+
+def load_checkpoint(path, device="cpu"):
+    """(model, options) of a model.pt; the model in eval mode."""
+    saved = load_saved(path)
+    config = argparse.Namespace(**saved["config"])
+    model = VAE(config.latent_dim)
+    model.load_state_dict(saved["weights"])
+    return model.to(device).eval(), config
+
+
+# -------------------------------------------------------------------------------------- evaluation
 
 
 @torch.no_grad()
 def infer(model, images):
-    """Mean over images of -log p(x|z) in nats, one z drawn for each; means and log-variances of q(z|x), (N, Z) each."""
+    """elbo_terms, and mean and log-variance of q(z|x), of N uint8 images; float64 on the CPU."""
     model.eval()
+    device = next(model.parameters()).device
     parts = []
-    for x in map(to_float, images.split(500)):
-        decoded, mean, logvar = model(x)
-        parts.append((model.reconstruction_loss(decoded, x), mean, logvar))
-    loss, mean, logvar = (torch.cat(part) for part in zip(*parts, strict=True))
-    return loss.double().mean().item(), mean, logvar
+    for batch in images.split(500):
+        x = to_float(batch.to(device))
+        z, mean, logvar = model.sample_posterior(x)
+        reconstruction = -model.likelihood(z).log_prob(x).flatten(1).sum(1)
+        terms = (reconstruction, kl_divergence(mean, logvar), mean, logvar)
+        parts.append([term.cpu().double() for term in terms])
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
-def move_average(averages, weights, steps):
-    """The next step of AveragedModel's running average: over about a ninth of the steps so far, at most some 200."""
-    share = (9 / (10 + steps)).clamp(min=0.005)  # a tensor, so that no step waits for the device
-    for average, weight in zip(averages, weights, strict=True):
-        average.lerp_(weight, share)
+def sample_mixture(codes, n, components=200, steps=100):
+    """n draws (n, Z) of a mixture of diagonal Gaussians that EM fits to codes (N, Z): "ex-post
+    density estimation" (Ghosh et al. 2020)."""
+    std, middle = torch.std_mean(codes, 0)
+    z = ((codes - middle) / (std + 1e-9)).float()
+    centre = z[torch.randperm(len(z))[:components]]  # (K, Z)
+    variance = torch.full_like(centre, 0.2)
+    weight = torch.full((len(centre),), 1 / len(centre))
+    for _ in range(steps):
+        # (z - centre)^2 / variance, summed over Z, for each code and component: (N, K).
+        distance = z.square() @ (1 / variance).T - 2 * z @ (centre / variance).T
+        distance = distance + (centre.square() / variance).sum(1)
+        share = (weight.log() - (distance + variance.log().sum(1)) / 2).softmax(1)
+        total = share.sum(0).clamp(min=1e-6)
+        centre = share.T @ z / total[:, None]
+        variance = (share.T @ z.square() / total[:, None] - centre.square()).clamp(min=1e-3)
+        weight = total / total.sum()
+    which = weight.multinomial(n, replacement=True)
+    drawn = centre[which] + variance[which].sqrt() * torch.randn(n, z.size(1))
+    return drawn * std.float() + middle.float()
 
 
-def train_epoch(config, model, average, optimizer, images, epoch):
-    """One pass; returns the mean reconstruction and KL terms in nats, as they were on the way."""
-    model.train()
-    groups, figures = torch.randperm(len(images)).to(images.device).split(config.batch_size), []
-    for i, rows in enumerate(groups[: 2 if config.dry_run else None]):
-        done = (epoch + i / len(groups)) / config.epochs
-        # Warm-up over 2% of the run, then a half cosine; the KL term grows over the first tenth (Sonderby et al. 2016).
-        optimizer.param_groups[0]["lr"] = config.lr * min(50 * done + 0.01, (1 + math.cos(math.pi * done)) / 2)
-        x = training_input(images[rows], done)
-        decoded, mean, logvar = model(x)
-        reconstruction = model.reconstruction_loss(decoded, x).mean()
-        kl = kl_divergence(mean, logvar).sum(1).mean()
-        optimizer.zero_grad()
-        (reconstruction + config.kl_weight * min(1, 10 * done) * kl).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 100.0)
-        optimizer.step()
-        average.update_parameters(model)
-        figures.append(torch.stack([reconstruction.detach(), kl.detach()]))
-    return torch.stack(figures).mean(0).tolist()
-
-
-def train(config, images, validation, device):
-    """Train, with a checkpoint each epoch. Returns what model.pt holds: config, seconds, the weights of the epoch that
-    was best on validation, that epoch, and the history: [reconstruction, KL, the same of validation] an epoch.
-
-    Weights are the running average of the optimizer's.
-    """
-    checkpoint = load_resume(config, images.numpy().tobytes())
-    started = time.perf_counter() - checkpoint.get("seconds", 0.0)
-    seed_everything(config.seed)
-    model = new_model(config, images).to(device)
-    average = AveragedModel(model, multi_avg_fn=move_average)
-    optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=1e-3, fused=True)
-    images, validation, history = images.to(device), validation.to(device), []
-    if "state" in checkpoint:
-        with saved_file(Path(config.out) / "checkpoint.pt"):
-            history, *states = checkpoint["state"]
-            for part, state in zip((model, average, optimizer), states, strict=True):
-                part.load_state_dict(state)
-    for epoch in tqdm(range(len(history), config.epochs), unit="epoch", disable=None):
-        seed_everything(config.seed, epoch)
-        figures = train_epoch(config, model, average, optimizer, images, epoch)
-        reconstruction, *posterior = infer(average.module, validation)
-        kl = kl_divergence(*posterior).sum(1).mean().item()
-        history.append([*figures, reconstruction, kl])
-        loss = reconstruction + config.kl_weight * kl
-        check(math.isfinite(sum(history[-1])), f"loss not finite at epoch {epoch + 1}: take a smaller --lr")
-        if loss < checkpoint.get("loss", math.inf):
-            weights = {name: weight.clone() for name, weight in average.module.state_dict().items()}
-            checkpoint.update(loss=loss, weights=weights, epoch=epoch + 1)
-        state = (history, model.state_dict(), average.state_dict(), optimizer.state_dict())
-        checkpoint.update(state=state, seconds=time.perf_counter() - started)
-        write_whole(Path(config.out) / "checkpoint.pt", lambda file: torch.save(checkpoint, file))
-    kept = {name: checkpoint[name] for name in ("weights", "epoch", "seconds")}
-    return kept | dict(config=asdict(config), history=history)
-
-
-def load_checkpoint(path, device="cpu"):
-    """(model, config) of a model.pt, the model in eval mode. Raises UserError."""
-    with saved_file(path) as saved:
-        config = Config(**saved["config"])
-        model = VAE(config.latent_dim, REFINE_STEPS, config.kl_weight)
-        model.load_state_dict(saved["weights"])
-    return model.to(device).eval(), config
-
-
-# ---------------------------------------------------------------------------------------------------------- evaluation
+# >>> figures of this kind
 
 
 @torch.no_grad()
-def importance_weighted_nll(model, images, k):
-    """-log p(x) in nats, bounded from above by k importance samples an image (Burda et al. 2016, equation 8)."""
+def own_figures(args, model, test, loss):
+    """IW-NLL: -log p(x) in nats, bounded from above by k importance samples an image (Burda et al.
+    2016, equation 8)."""
+    k = 10 if args.dry_run else 500
     bounds = []
-    for x in map(to_float, images.split(max(1, 2000 // k))):
-        mean, logvar = (part.repeat_interleave(k, 0) for part in model.encode(x))  # (B * k, Z)
-        z = model.reparameterize(mean, logvar)
-        log_q_to_p = (z.square() - (z - mean).square() / logvar.exp() - logvar).sum(1) / 2  # log q(z|x) - log p(z)
-        log_weight = -model.reconstruction_loss(model.decode(z), x.repeat_interleave(k, 0)) - log_q_to_p
-        bounds.append(log_weight.view(-1, k).logsumexp(1) - math.log(k))
-    return -torch.cat(bounds).mean().item()
+    for image in test[:500]:
+        x = to_float(image[None].to(args.device))
+        z, mean, logvar = model.sample_posterior(x, k)
+        log_ratio = (z.square() - (z - mean).square() / logvar.exp() - logvar).sum(1) / 2  # q to p
+        log_weight = model.likelihood(z).log_prob(x).flatten(1).sum(1) - log_ratio
+        bounds.append(math.log(k) - log_weight.logsumexp(0).item())
+    return {"iw_nll_nats": sum(bounds) / len(bounds)}
 
 
-def evaluate(model, train, test, k=500, rows=500):
-    """Figures of held-out images, at lambda = 1 whatever lambda trained the model; mean and log-variance of q(z|x)."""
-    network = copy.copy(model)  # the same weights
-    network.refine_steps = 0
-    amortized, *posterior = infer(network, test)
-    amortized_kl = kl_divergence(*posterior).sum(1).mean().item()
-    reconstruction, mean, logvar = infer(model, test)
-    kl = kl_divergence(mean, logvar).double().mean(0)
-    p = to_float(train).mean(0).double().cpu()
-    entropy = F.binary_cross_entropy(p, p, reduction="sum").item()
-    cross_entropy = F.binary_cross_entropy(p, to_float(test).mean(0).double().cpu(), reduction="sum").item()
-    metrics = dict(
-        elbo_nats=-reconstruction - kl.sum().item(),
-        negative_elbo_nats=reconstruction + kl.sum().item(),
-        reconstruction_nats=reconstruction,
-        kl_nats=kl.sum().item(),
-        amortized_negative_elbo_nats=amortized + amortized_kl,
-        amortized_reconstruction_nats=amortized,
-        amortized_kl_nats=amortized_kl,
-        iw_nll_nats=importance_weighted_nll(model, test[:rows], k),
-        iw_samples=k,
-        iw_images=min(rows, len(test)),
-        active_units=int((mean.var(0) > ACTIVE).sum()),
-        kl_per_dimension_nats=kl.tolist(),
-        posterior_variance_mean=logvar.exp().mean().item(),
-        posterior_variance_of_mean=mean.var(0).mean().item(),
-        train_reconstruction_nats=infer(network, train)[0],
-        pixel_entropy_nats=entropy,
-        test_pixel_cross_entropy_nats=cross_entropy,
-    )
-    return metrics, mean.cpu(), logvar.cpu()
+# <<< figures of this kind
 
 
-# ------------------------------------------------------------------------------------------------------------- figures
+def evaluate(args, model, test):
+    """Figures of held-out images, at lambda = 1 whatever lambda trained the model; mean and
+    log-variance of q(z|x), (N, Z)."""
+    reconstruction, kl, mean, logvar = infer(model, test)
+    loss = (reconstruction.mean() + kl.sum(1).mean()).item()
+    metrics = {
+        "negative_elbo_nats": loss,
+        "reconstruction_nats": reconstruction.mean().item(),
+        "kl_nats": kl.sum(1).mean().item(),
+        "active_units": int((mean.var(0) > 0.01).sum()),  # Burda et al. 2016
+        "kl_per_dimension_nats": kl.mean(0).tolist(),
+        "posterior_variance_mean": logvar.exp().mean().item(),
+    }
+    return metrics | own_figures(args, model, test, loss), mean, logvar
 
 
-def to_pictures(decoded):
-    """What the decoder gives, as pictures in [0, 1]: the Bernoulli's means."""
-    return decoded.sigmoid().cpu()
+# ----------------------------------------------------------------------------------------- figures
 
 
-def show(axis, images, columns, title=None):
+@contextlib.contextmanager
+def new_figure(path, title, width, height):
+    """A matplotlib figure of so many inches, saved as a PNG at the end."""
+    matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    figure.suptitle(title)
+    yield figure
+    with whole_file(path) as file:
+        figure.savefig(file, format="png")
+
+
+def show(axis, images, columns, title):
     """Draw images (N, C, H, W) in [0, 1] as a grid with thin lines between them."""
     images = F.pad(images.cpu(), (1, 1, 1, 1), value=0.5)
     rows = images.unflatten(0, (-1, columns))  # (rows, columns, C, H, W)
@@ -477,128 +508,117 @@ def show(axis, images, columns, title=None):
     axis.axis("off")
 
 
-def draw_curves(history, weight, caption, path):
+@torch.no_grad()
+def decode_pictures(model, z):
+    """The means of p(x|z), (N, C, H, W) in [0, 1], of codes (N, Z)."""
+    return model.likelihood(z.float().to(next(model.parameters()).device)).mean.cpu()
+
+
+def draw_curves(history, kl_weight, path, title):
     """The training objective and its two terms by epoch, on training and validation images."""
     values = np.array(history)  # (epochs, 4)
-    figure = new_figure(11, 3.4, caption)
-    panels = {"total = reconstruction + lambda KL": (1, weight), "reconstruction": (1, 0), "KL": (0, 1)}
-    for axis, (name, factors) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for part, label, style in ((0, "training", "--"), (2, "validation", "-")):
-            axis.plot(range(1, len(values) + 1), values[:, part : part + 2] @ factors, style, label=label)
-        axis.set(xlabel="epoch", ylabel="nats an image", title=name)
-        axis.legend()
-    write_whole(path, lambda file: figure.savefig(file))
+    panels = {"reconstruction + lambda KL": [1, kl_weight], "reconstruction": [1, 0], "KL": [0, 1]}
+    with new_figure(path, title, 11, 3.4) as figure:
+        for axis, (name, factors) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+            epochs = np.arange(1, len(values) + 1) / ROUNDS
+            axis.plot(epochs, values[:, :2] @ factors, "--", label="training")
+            axis.plot(epochs, values[:, 2:] @ factors, label="validation")
+            axis.set(xlabel="epoch", ylabel="nats an image", title=name)
+            axis.legend()
 
 
-@torch.no_grad()
-def draw_reconstructions(model, x, caption, path):
-    """64 real images beside their reconstructions, decoded from the posterior's means."""
-    figure = new_figure(10, 5.4, caption)
-    left, right = figure.subplots(1, 2)
-    show(left, x, 8, "real")
-    show(right, to_pictures(model.decode(model.encode(x)[0])), 8, "reconstructed")
-    write_whole(path, lambda file: figure.savefig(file))
+def draw_grids(grids, columns, path, title):
+    """{title: images} as grids side by side."""
+    with new_figure(path, title, 5 * len(grids) + 1, 5.6) as figure:
+        axes = figure.subplots(1, len(grids), squeeze=False)[0]
+        for axis, (name, images) in zip(axes, grids.items(), strict=True):
+            show(axis, images, columns, name)
 
 
-@torch.no_grad()
-def draw_samples(model, codes, caption, path):
-    """An 8 x 8 grid of decoded codes for each {title: z (64, Z)}."""
-    figure = new_figure(5 * len(codes), 5.4, caption)
-    for axis, (title, z) in zip(figure.subplots(1, len(codes), squeeze=False)[0], codes.items(), strict=True):
-        show(axis, to_pictures(model.decode(z)), 8, title)
-    write_whole(path, lambda file: figure.savefig(file))
-
-
-@torch.no_grad()
-def draw_interpolation(model, x, caption, path, steps=10):
-    """For each pair of real images: the first, the decoded line between the codes of both, the second."""
-    mean, _ = model.encode(x)
-    share = torch.linspace(0, 1, steps, device=x.device)[None, :, None]
-    codes = mean[0::2, None] * (1 - share) + mean[1::2, None] * share  # (pairs, steps, Z)
-    path_between = to_pictures(model.decode(codes.flatten(0, 1))).unflatten(0, (-1, steps))
-    rows = torch.cat([x[0::2, None].cpu(), path_between, x[1::2, None].cpu()], 1)
-    figure = new_figure(9, 0.73 * len(rows) + 0.5, caption)
-    show(figure.subplots(), rows.flatten(0, 1), steps + 2, "real, decoded between, real")
-    write_whole(path, lambda file: figure.savefig(file))
-
-
-def draw_posterior(x, mean, logvar, caption, path):
-    """Mean and variance of q(z|x) for the first image of x (1, C, H, W), beside the prior's 0 and 1; beneath, the KL of
-    each dimension over all N images (mean, logvar: (N, Z)), sorted, active units blue."""
-    kl, active = kl_divergence(mean, logvar).mean(0), mean.var(0) > ACTIVE
-    mean, logvar = mean[0], logvar[0]
-    figure = new_figure(10, 6.5, caption)
-    axes = figure.subplot_mosaic("XMM;XVV;KKK", height_ratios=(1, 1, 1.2))
-    show(axes["X"], x, 1, "x")
-    for name, values, prior in (("M", mean, 0), ("V", logvar.exp(), 1)):
-        axes[name].bar(range(len(values)), values.numpy())
-        axes[name].axhline(prior, color="black", linestyle="--", label=f"prior: {prior}")
-        axes[name].set(xlabel="dimension of z", ylabel={"M": "mean", "V": "variance"}[name])
-        axes[name].legend(loc="upper right")
+def draw_posterior(x, mean, logvar, path, title):
+    """Mean and variance of q(z|x) for one image x, and each dimension's KL over N, sorted."""
+    kl = kl_divergence(mean, logvar).mean(0)
+    active = mean.var(0) > 0.01
     order = kl.argsort(descending=True)
-    axes["K"].bar(range(len(kl)), kl[order].numpy(), color=["tab:blue" if on else "lightgrey" for on in active[order]])
-    axes["K"].axvline(active.sum().item() - 0.5, color="black", linestyle="--", label=f"{active.sum()} active units")
-    axes["K"].set(xlabel="dimension, sorted", ylabel="KL, nats (test images)")
-    axes["K"].legend()
-    write_whole(path, lambda file: figure.savefig(file))
+    colours = np.where(active[order], "tab:blue", "lightgrey")
+    with new_figure(path, title, 10, 6.5) as figure:
+        axes = figure.subplot_mosaic("XMM;XVV;KKK", height_ratios=(1, 1, 1.2))
+        show(axes["X"], x[:1], 1, "x")
+        axes["M"].bar(range(len(kl)), mean[0])
+        axes["M"].axhline(0, color="black", linestyle="--", label="prior: 0")
+        axes["M"].set(ylabel="mean of q(z|x)")
+        axes["V"].bar(range(len(kl)), logvar[0].exp())
+        axes["V"].axhline(1, color="black", linestyle="--", label="prior: 1")
+        axes["V"].set(xlabel="dimension of z", ylabel="variance of q(z|x)")
+        axes["K"].bar(range(len(kl)), kl[order], color=colours, label=f"{active.sum()} active")
+        axes["K"].set(xlabel="dimension, sorted", ylabel="KL, nats (test images)")
+        for name in "MVK":
+            axes[name].legend(loc="upper right")
 
 
-def aggregate_codes(mean, logvar, n):
-    """n codes of the Gaussian (full covariance) that fits the encoded training images, samples of q(z|x) included."""
-    mean, logvar = mean.cpu(), logvar.cpu()
-    covariance = torch.atleast_2d(mean.T.cov()) + logvar.exp().mean(0).diag()
-    covariance += 1e-6 * torch.eye(len(covariance))
-    check(torch.linalg.cholesky_ex(covariance)[1] == 0, "codes that no Gaussian fits at --lr: take a smaller one")
-    return torch.distributions.MultivariateNormal(mean.mean(0), covariance).sample((n,))
-
-
-# ---------------------------------------------------------------------------------------------------------------- main
+# -------------------------------------------------------------------------------------------- main
 
 
 def main(argv=None):
-    """Train (or reload), evaluate, draw; returns what it writes to metrics.json. Raises UserError."""
-    started, config = time.perf_counter(), parse_args(argv)
-    config.out = config.out or f"results/vae_mnist/kl{config.kl_weight:g}"
-    config.epochs = 1 if config.dry_run else config.epochs
-    device, out = choose_device(config.device), Path(config.out)
-    images, made = load_images(config)
-    images, validation, test = split(images)
-    if not config.eval_only:
-        saved = train(config, images, validation, device)
-        write_whole(out / "model.pt", lambda file: torch.save(saved, file))
-    model, trained = load_checkpoint(out / "model.pt", device)
-    with saved_file(out / "model.pt") as saved:
-        history, best_epoch, train_seconds = (saved[name] for name in ("history", "epoch", "seconds"))
+    """Train (or reload), evaluate, draw; returns what it writes to metrics.json."""
+    started = time.perf_counter()
+    args = parse_args(argv)
+    images, validation, test = split(load_images(args))
+    if args.dry_run:
+        images, validation, test = (
+            part[: 2 * args.batch_size] for part in (images, validation, test)
+        )
+    if not args.eval_only:
+        train(args, images, validation)
+    model, config = load_checkpoint(args.out / "model.pt", args.device)
+    saved = load_saved(args.out / "model.pt")
 
-    seed_everything(config.seed)
-    images, test = images.to(device), test.to(device)
-    metrics, mean, logvar = evaluate(model, images, test, *((10, 20) if config.dry_run else ()))
-    metrics |= dict(kl_weight=trained.kl_weight, best_epoch=best_epoch, train_seconds=train_seconds)
-    metrics |= dict(train_images=len(images), test_images=len(test), made_data=made)
-    metrics["parameters"] = sum(p.numel() for p in model.parameters())
-
-    x, caption = to_float(test), f"lambda = {trained.kl_weight:g}"
-    prior = torch.randn(64, trained.latent_dim, device=device)
-    codes = {"from the prior, N(0, I)": prior}
-    draw_curves(history, trained.kl_weight, caption, out / "curves.png")
-    draw_reconstructions(model, x[:64], caption, out / "reconstructions.png")
-    draw_samples(model, codes, caption, out / "samples.png")
-    draw_interpolation(model, x[:16], caption, out / "interpolation.png")
-    draw_posterior(x[:1], mean, logvar, caption, out / "posterior.png")
-    if trained.kl_weight == 0:
-        codes["from a Gaussian fitted to the codes"] = aggregate_codes(*infer(model, images)[1:], 64).to(device)
-        draw_samples(model, codes, caption, out / "samples_aggregate.png")
-    write_metrics(config, argv, device, metrics, started)
-
-    print(f"-ELBO (test)          {metrics['negative_elbo_nats']:.2f} nats: ", end="")
-    print(f"reconstruction {metrics['reconstruction_nats']:.2f} + KL {metrics['kl_nats']:.2f}")
-    print(f"  encoder alone       {metrics['amortized_negative_elbo_nats']:.2f} nats")
-    print(f"-log p(x) (IW bound)  {metrics['iw_nll_nats']:.2f} nats")
-    print(f"active units          {metrics['active_units']} of {trained.latent_dim}")
-    print(f"training time         {metrics['train_seconds']:.0f} s on {device}")
-    print(f"figures and pictures  {out}")
+    torch.manual_seed(config.seed)
+    metrics, mean, logvar = evaluate(args, model, test)
+    title = f"lambda = {config.kl_weight:g}"
+    x = to_float(test)
+    draw_curves(saved["history"], config.kl_weight, args.out / "curves.png", title)
+    grids = {"real": x[:64], "reconstructed": decode_pictures(model, mean[:64])}
+    draw_grids(grids, 8, args.out / "reconstructions.png", title)
+    codes = infer(model, images[:10_000])[2]
+    grids = {
+        "prior: N(0, I)": torch.randn(64, config.latent_dim),
+        "a mixture fitted to the training codes": sample_mixture(codes, 64),
+    }
+    grids = {name: decode_pictures(model, z) for name, z in grids.items()}
+    draw_grids(grids, 8, args.out / "samples.png", title)
+    rows = []
+    for i in range(0, 16, 2):
+        share = torch.linspace(0, 1, 10)[:, None]
+        between = decode_pictures(model, (1 - share) * mean[i] + share * mean[i + 1])
+        rows += [x[i : i + 1], between, x[i + 1 : i + 2]]
+    grids = {"real, decoded between, real": torch.cat(rows)}
+    draw_grids(grids, 12, args.out / "interpolation.png", title)
+    draw_posterior(x, mean, logvar, args.out / "posterior.png", title)
+    metrics |= {
+        "kl_weight": config.kl_weight,
+        "history": saved["history"],
+        "train_seconds": saved["seconds"],
+        "wall_seconds": time.perf_counter() - started,
+        "train_images": len(images),
+        "test_images": len(test),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "config": saved["config"],
+        "seed": config.seed,
+        "device": args.device,
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+    }
+    with whole_file(args.out / "metrics.json") as file:
+        file.write(json.dumps(metrics, indent=1).encode())
+    try:
+        for name, figure in metrics.items():
+            if isinstance(figure, int | float):
+                print(f"{name:24} {figure:.6g}")
+        print(f"metrics.json, model.pt and pictures are in {args.out}", flush=True)
+    except OSError:  # a closed or full output must not cost the work its exit status
+        sys.stdout = open(os.devnull, "w")
     return metrics
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

@@ -1,9 +1,6 @@
 """Loads the scripts, whose names no import statement can take, and runs them as a person does."""
 
-import contextlib
 import importlib.util
-import io
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,23 +35,16 @@ def vae_anime():
 
 
 def run_script(script, *argv, cwd):
-    """Run a script with the given arguments; returns the finished process, its output as text."""
+    """Run a script with the given arguments; the finished process, its output as text."""
     command = [sys.executable, str(script), *map(str, argv)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
-def error_line(module, *argv):
-    """Run a script's main as its command line does; returns the one line of its error, whose exit status is 2."""
-    stderr = io.StringIO()
-    with pytest.raises(SystemExit) as stopped, contextlib.redirect_stderr(stderr):
-        words = [str(word) for word in argv]
-        module.run(lambda: module.main(words)) if hasattr(module, "run") else module.main(words)
-    return one_line_error(stopped.value.code, stderr.getvalue())
-
-
-def one_line_error(status, stderr):
-    """The line `error: WHAT at WHERE: WHAT TO DO`, after checking that it is all there is but for notices."""
-    lines = [line for line in stderr.strip().splitlines() if not line.startswith("notice:")]
-    assert status == 2 and len(lines) == 1, stderr
-    assert re.fullmatch(r"error: .+ at .+: .+", lines[0]), lines[0]
+def error_of(capsys, call, *args, **kwargs):
+    """The one line on stderr, notices and bars aside, of a call that ends with status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        call(*args, **kwargs)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line[:7] != "notice:"]
+    lines = [line for line in lines if "%|" not in line]
+    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
