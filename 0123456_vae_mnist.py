@@ -50,6 +50,7 @@ NAME = "vae_mnist"
 FILE = "TibetanMNIST.npz"
 LATENT_DIM = 32
 EPOCHS = 40
+BATCH_SIZE = 128
 LR = 3e-3
 ROUNDS = 1  # points of the learning curve an epoch
 KL_WARM_UP = 0.3  # share of training over which the KL term grows to its weight
@@ -79,7 +80,7 @@ def parse_args(argv=None):
     add("--kl-weight", type=number(float, 0, 1e6), default=1.0, help="lambda, of the KL term")
     add("--latent-dim", type=number(int, 1, 1024), default=LATENT_DIM, help="dimensions of z")
     add("--epochs", type=number(int, 1, 10000), default=EPOCHS, help="passes over the images")
-    add("--batch-size", type=number(int, 1, 4096), default=128, help="images a step")
+    add("--batch-size", type=number(int, 1, 4096), default=BATCH_SIZE, help="images a step")
     add("--lr", type=number(float, 1e-9, 1e6), default=LR, help="peak learning rate")
     add("--seed", type=number(int, 0, 2**31), default=0, help="seed of all but the split")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
@@ -529,7 +530,8 @@ def draw_curves(history, kl_weight, path, title):
 
 def draw_grids(grids, columns, path, title):
     """{title: images} as grids side by side."""
-    with new_figure(path, title, 5 * len(grids) + 1, 5.6) as figure:
+    rows = max(map(len, grids.values())) // columns
+    with new_figure(path, title, 0.62 * columns * len(grids), 0.62 * rows + 0.7) as figure:
         axes = figure.subplots(1, len(grids), squeeze=False)[0]
         for axis, (name, images) in zip(axes, grids.items(), strict=True):
             show(axis, images, columns, name)

@@ -4,8 +4,8 @@
     python report/experiments.py --data DIR vae_mnist_kl0   some results, by their names
     python report/make_report.py
 
-Every run leaves report/results/NAME.json (its metrics.json and the commit of the scripts), and its
-pictures in report/figures. Delete a result to have it made again. All of it takes about two hours
+Every run stays in results/report/NAME and leaves report/results/NAME.json (its metrics.json, measures
+that the scripts do not hold, the commit of the scripts) and its pictures in report/figures. Delete a result to have it made again. All of it takes about two hours
 on 2 cores. Two results are frozen, no command makes them again: ablations.json and tried.json,
 measured with former versions of the scripts, each with its commit.
 """
@@ -28,6 +28,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,30 +50,172 @@ RUNS = {
     "transformer_scratch_seed1": ("transformer", "--embeddings none --seed 1", ()),
     "transformer_scratch_seed2": ("transformer", "--embeddings none --seed 2", ()),
     "vae_mnist": ("vae_mnist", "", PICTURES),
-    "vae_mnist_kl0": ("vae_mnist", "--kl-weight 0", (*PICTURES, "samples_aggregate")),
+    "vae_mnist_kl0": ("vae_mnist", "--kl-weight 0", PICTURES),
     "vae_mnist_kl100": ("vae_mnist", "--kl-weight 100", PICTURES),
-    "vae_mnist_kl0.1": ("vae_mnist", "--kl-weight 0.1 --epochs 13", ("posterior", "samples")),
-    "vae_mnist_kl10": ("vae_mnist", "--kl-weight 10 --epochs 13", ("posterior", "samples")),
-    "vae_anime": ("vae_anime", "", (*PICTURES, "samples_aggregate")),
-    "vae_anime_kl0": ("vae_anime", "--kl-weight 0", (*PICTURES, "samples_aggregate")),
-    "vae_anime_kl100": ("vae_anime", "--kl-weight 100", (*PICTURES, "samples_aggregate")),
-    "vae_anime_kl0.1": ("vae_anime", "--kl-weight 0.1 --epochs 1", ("posterior", "samples")),
-    "vae_anime_kl10": ("vae_anime", "--kl-weight 10 --epochs 1", ("posterior", "samples")),
+    "vae_anime": ("vae_anime", "", PICTURES),
+    "vae_anime_kl0": ("vae_anime", "--kl-weight 0", PICTURES),
+    "vae_anime_kl100": ("vae_anime", "--kl-weight 100", PICTURES),
 }
 
 
 def run_script(name, data):
-    """Run a script on the real files; returns its metrics without the places where the files lay."""
+    """Run a script on the real files, in results/report/NAME, where it stays; its metrics, without
+    the places where the files lay, and of an autoencoder what `measures` finds."""
     script, options, pictures = RUNS[name]
-    with tempfile.TemporaryDirectory() as out:
+    out = ROOT / "results" / "report" / name
+    if not (out / "metrics.json").exists():
         argv = [*options.split(), "--data", data, "--out", out]
         subprocess.run([sys.executable, ROOT / f"0123456_{script}.py", *argv], check=True)
-        metrics = json.loads((Path(out) / "metrics.json").read_text())
-        for picture in pictures:
-            shutil.copy(Path(out) / f"{picture}.png", FIGURES / f"{name}_{picture}.png")
+    metrics = json.loads((out / "metrics.json").read_text())
+    for picture in pictures:
+        shutil.copy(out / f"{picture}.png", FIGURES / f"{name}_{picture}.png")
     for place in ("data", "out", "submission"):
         metrics["config"].pop(place, None)
-    return metrics | {"argv": options.split()}
+    metrics["argv"] = options.split()
+    if script == "transformer":
+        return metrics
+    return metrics | MEASURES[script](load_script(script), out / "model.pt", data)
+
+
+def train_judge(images, labels):
+    """A small classifier of digits, in {0, 1} or between, trained on real ones."""
+    torch.manual_seed(1)
+    judge = nn.Sequential(
+        nn.Conv2d(1, 16, 4, 2, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 4, 2, 1),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(64 * 7 * 7, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+    optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7)
+    for _ in range(8):
+        judge.train()
+        for rows in torch.randperm(len(images)).split(128):
+            x = images[rows]
+            theta = torch.eye(2, 3) + 0.08 * torch.randn(len(x), 2, 3)
+            x = F.grid_sample(
+                x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False
+            )
+            soft = torch.rand(len(x), 1, 1, 1) < 0.5
+            loss = F.cross_entropy(judge(torch.where(soft, x, (x > 0.5).float())), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+    return judge.eval()
+
+
+@torch.no_grad()
+def digits_measures(script, path, data, n=2000):
+    """Share of pictures that a classifier gives over 0.9 to one class; sums of pixels' entropies."""
+    model, _ = script.load_checkpoint(path)
+    images = script.load_images(script.parse_args(["--data", data]))
+    labels = torch.from_numpy(np.load(Path(data) / script.FILE)["label"]).long()
+    order = script.split(torch.arange(len(images)))  # of the images, as split splits them
+    train, _, test = script.split(images)
+    with torch.enable_grad():
+        judge = train_judge(script.to_float(train), labels[order[0]])
+    torch.manual_seed(0)
+    codes = script.infer(model, train)[2]
+    pictures = {
+        "real": script.to_float(test),
+        "reconstructions": script.decode_pictures(model, script.infer(model, test)[2]),
+        "prior": script.decode_pictures(model, torch.randn(n, codes.size(1))),
+        "mixture": script.decode_pictures(model, script.sample_mixture(codes, n)),
+    }
+    figures = {}
+    for name, images in pictures.items():
+        sure = judge(images).softmax(1).amax(1) > 0.9
+        figures[f"legible_{name}"] = sure.float().mean().item()
+    p = script.to_float(train).mean(0)
+    for name, part in (("train", train), ("test", test)):
+        q = script.to_float(part).mean(0)
+        figures[f"{name}_pixel_cross_entropy_nats"] = F.binary_cross_entropy(p, q, reduction="sum").item()
+    return figures
+
+
+def laplacian_pyramid(x, levels=3):
+    """x (N, C, H, W) as details at H, H / 2 and what is left (Burt and Adelson 1983)."""
+    kernel = torch.tensor([1.0, 4, 6, 4, 1]) / 16
+    kernel = kernel.outer(kernel).expand(x.shape[1], 1, 5, 5)
+
+    def blur(image):
+        return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), kernel, groups=x.shape[1])
+
+    pyramid = []
+    for _ in range(levels - 1):
+        small = blur(x)[:, :, ::2, ::2]
+        large = torch.zeros_like(x)
+        large[:, :, ::2, ::2] = 4 * small
+        pyramid.append(x - blur(large))
+        x = small
+    return [*pyramid, x]
+
+
+def sliced_wasserstein(one, two, patches=32, projections=128):
+    """Distance x 1000 of two sets of as many images (N, 3, 64, 64), mean over 64, 32 and 16 pixels:
+    of normalized 7 x 7 patches along random directions (Karras et al. 2018, section 5)."""
+    distances = []
+    for a, b in zip(laplacian_pyramid(one), laplacian_pyramid(two), strict=True):
+        generator = torch.Generator().manual_seed(0)
+        descriptors = []
+        for images in (a, b):
+            N, C, H, _ = images.shape
+            corner = torch.randint(0, H - 6, (2, N * patches, 1), generator=generator)
+            top, left = corner + torch.arange(7)
+            which = torch.arange(N).repeat_interleave(patches)[:, None, None]
+            part = images[which, :, top[:, :, None], left[:, None]]  # (N * patches, 7, 7, C)
+            std, mean = torch.std_mean(part, (0, 1, 2))
+            descriptors.append(((part - mean) / std.clamp(min=1e-12)).flatten(1))
+        directions = torch.randn(49 * C, projections, generator=generator)
+        directions = F.normalize(directions, dim=0)
+        a, b = ((part @ directions).sort(0).values for part in descriptors)
+        distances.append(1000 * (a - b).abs().mean().item())
+    return sum(distances) / len(distances)
+
+
+@torch.no_grad()
+def faces_measures(script, path, data):
+    """Sliced Wasserstein distances to the test faces; eigenvalues of the codes' covariance; how many
+    principal components have more variance than lambda sigma^2."""
+    model, config = script.load_checkpoint(path)
+    train, _, test = script.split(script.load_images(script.parse_args(["--data", data])))
+    torch.manual_seed(0)
+    n = len(test)
+    _, _, codes, logvar = script.infer(model, train[:10_000])
+    sets = {
+        "reconstructions": script.infer(model, test)[2],
+        "prior": torch.randn(n, codes.size(1)),
+        "mixture": script.sample_mixture(codes, n),
+    }
+    real = script.to_float(test)
+    figures = {"swd_real": sliced_wasserstein(script.to_float(train[:n]), real)}
+    for name, z in sets.items():
+        pictures = torch.cat([script.decode_pictures(model, part) for part in z.split(500)])
+        figures[f"swd_{name}"] = sliced_wasserstein(pictures, real)
+    drawn = codes + torch.randn_like(codes) * (logvar / 2).exp()
+    eigenvalues = torch.linalg.eigvalsh(drawn.T.cov())
+    figures["code_eigenvalues_least_greatest"] = [eigenvalues[0].item(), eigenvalues[-1].item()]
+    x = script.to_float(train[:10_000]).flatten(1)
+    spectrum = torch.linalg.eigvalsh((x - x.mean(0)) @ (x - x.mean(0)).T) / len(x)
+    level = config.kl_weight * model.log_sigma.exp() ** 2
+    figures["components_above_lambda_variance"] = int(
+        (spectrum[-config.latent_dim :] > level).sum()
+    )
+    return figures
+
+
+MEASURES = {"vae_mnist": digits_measures, "vae_anime": faces_measures}
 
 
 def load_script(name):
@@ -254,90 +397,53 @@ def tf_idf(data):
 
 
 def mlp_vae(data):
-    """The rival on the same split: pytorch/examples' VAE, 784-400-20, Adam 1e-3, batches of 128, its best epoch."""
+    """The rival on the same split: pytorch/examples' VAE, 784-400-20, Adam 1e-3, batches of 128, its
+    best epoch on validation images; 0 and 1 as they are, as there."""
     script = load_script("vae_mnist")
-    images, validation, test = script.split(script.load_images(script.Config(data=data))[0])
+
+    class Rival(script.VAE):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.encoder = nn.Sequential(
+                nn.Flatten(), nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 40)
+            )
+            self.decoder = nn.Sequential(
+                nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784), nn.Unflatten(1, (1, 28, 28))
+            )
+
+        def sample_posterior(self, x, repeats=1):
+            mean, logvar = self.encoder(x).repeat_interleave(repeats, 0).chunk(2, 1)
+            return self.reparameterize(mean, logvar), mean, logvar
+
+        def decode(self, z):
+            return self.decoder(z)
+
+    args = script.parse_args(["--data", data])
+    images, validation, test = script.split(script.load_images(args))
     torch.manual_seed(0)
-    model = script.VAE(20)
-    model.encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 40))
-    layers = [nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784), nn.Unflatten(1, (1, 28, 28))]
-    model.decoder = nn.Sequential(*layers)
-    model.encode = lambda x: model.encoder(x).chunk(2, 1)  # 0 and 1 as they are, as there
-    optimizer, started, best = (
-        torch.optim.Adam(model.parameters(), 1e-3),
-        time.perf_counter(),
-        math.inf,
-    )
+    model = Rival()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    started = time.perf_counter()
+    best = math.inf
     for epoch in range(100):
         model.train()
         for rows in torch.randperm(len(images)).split(128):
-            x = script.to_float(images[rows])
-            decoded, mean, logvar = model(x)
-            loss = (
-                model.reconstruction_loss(decoded, x) + script.kl_divergence(mean, logvar).sum(1)
-            ).mean()
+            reconstruction, kl = script.elbo_terms(model, script.to_float(images[rows]))
+            loss = (reconstruction + kl.sum(1)).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        reconstruction, *posterior = script.infer(model, validation)
-        if (loss := reconstruction + script.kl_divergence(*posterior).sum(1).mean().item()) < best:
+        reconstruction, kl, _, _ = script.infer(model, validation)
+        loss = (reconstruction.mean() + kl.sum(1).mean()).item()
+        if loss < best:
             best, best_epoch, weights = loss, epoch + 1, copy.deepcopy(model.state_dict())
     seconds = time.perf_counter() - started
     model.load_state_dict(weights)
-    reconstruction, *posterior = script.infer(model, test)
-    kl = script.kl_divergence(*posterior).sum(1).mean().item()
-    return dict(
-        negative_elbo_nats=reconstruction + kl,
-        reconstruction_nats=reconstruction,
-        kl_nats=kl,
-        iw_nll_nats=script.importance_weighted_nll(model, test[:500], 500),
-        best_epoch=best_epoch,
-        train_seconds=seconds,
-    )
+    metrics, _, _ = script.evaluate(args, model, test)
+    return metrics | {"best_epoch": best_epoch, "train_seconds": seconds}
 
 
 OTHERS = {"tf_idf": tf_idf, "mlp_vae": mlp_vae, "tokenizers": tokenizers, "deletion": deletion}
-
-
-def draw_sweep():
-    """Rate against distortion, and active units, over lambda: of the runs that are there, at lambda = 1 figures."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), layout="constrained", dpi=160)
-    for axes, data in zip(figure.subplots(2, 2), ("mnist", "anime"), strict=True):
-        runs = [
-            RESULTS / f"vae_{data}{end}.json" for end in ("_kl0", "_kl0.1", "", "_kl10", "_kl100")
-        ]
-        runs = [json.loads(path.read_text()) for path in runs if path.exists()]
-        if not runs:
-            continue
-        weights = [f"{run['kl_weight']:g}" for run in runs]
-        axes[1].plot(
-            ["0", "0.1", "1", "10", "100"], [0] * 5, alpha=0
-        )  # all five on the axis, run or not
-        rate, distortion = (
-            [run[f"{term}_nats"] for run in runs] for term in ("kl", "reconstruction")
-        )
-        axes[0].plot(rate, distortion, "k--", linewidth=0.8)
-        short = ["--epochs" in run["argv"] for run in runs]
-        for x, y, weight, third in zip(rate, distortion, weights, short, strict=True):
-            axes[0].plot(x, y, "o", color="black", markerfacecolor="white" if third else "black")
-            near = dict(xytext=(7, 7), textcoords="offset points")
-            axes[0].annotate(
-                f"λ = {weight}", (x, y), **near, ha="right" if x > 0.8 * max(rate) else "left"
-            )
-        axes[0].set(xlabel="rate: KL, nats", ylabel="distortion: −log p(x|z), nats")
-        axes[0].set_title({"mnist": "Tibetan digits", "anime": "anime faces"}[data])
-        axes[0].margins(0.1, 0.2)
-        axes[1].plot(weights, [run["active_units"] for run in runs], "ko-", label="active units")
-        if data == "anime":
-            above = [run["components_above_lambda_variance"] for run in runs]
-            axes[1].plot(weights, above, "s:", color="grey", label="PCA: variance above λσ²")
-        latent_dim = runs[0]["config"]["latent_dim"]
-        axes[1].axhline(latent_dim, color="lightgrey", label=f"dimensions of z: {latent_dim}")
-        axes[1].set(xlabel="λ", ylabel="dimensions", ylim=(-0.03 * latent_dim, 1.1 * latent_dim))
-        axes[1].legend(loc="lower left")
-    figure.savefig(FIGURES / "sweep.png")
 
 
 def machine():
@@ -375,7 +481,6 @@ def main():
             metrics = run_script(name, args.data) if name in RUNS else OTHERS[name](args.data)
             write(path, metrics | {"commit": commit, "machine": machine()})
         print(f"{name}: {path.relative_to(ROOT)}", flush=True)
-    draw_sweep()
 
 
 if __name__ == "__main__":
