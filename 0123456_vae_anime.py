@@ -50,10 +50,10 @@ from tqdm import tqdm
 NAME = "vae_anime"
 FILE = "anime-faces.zip"
 LATENT_DIM = 352
-EPOCHS = 5
+EPOCHS = 4
 BATCH_SIZE = 64
 LR = 1e-3
-ROUNDS = 2  # points of the learning curve an epoch
+ROUNDS = 3  # points of the learning curve an epoch
 KL_WARM_UP = 0.001  # share of training over which the KL term grows to its weight
 CLIP = 1e5  # norm of the gradient
 
