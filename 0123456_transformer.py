@@ -185,6 +185,8 @@ def read_table(path, keys):
         fail(f"{path} is no table ({error}): save it as UTF-8, each quote in a cell doubled")
     table = table.map(str.strip, na_action="ignore")
     table = table[table.fillna("").ne("").any(axis=1)]  # without rows of blanks
+    if table.empty:
+        fail(f"{path} is empty: it needs Id, Category, Title, Description and rows")
     table.columns = table.iloc[0].str.lower().replace(ALSO_CALLED)
     table = table.loc[table.index[1:], ~table.columns.duplicated()].reset_index(drop=True)
     missing = {*keys, "title", "content"} - {*table}

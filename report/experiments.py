@@ -140,7 +140,9 @@ def digits_measures(script, path, data, n=2000):
     p = script.to_float(train).mean(0)
     for name, part in (("train", train), ("test", test)):
         q = script.to_float(part).mean(0)
-        figures[f"{name}_pixel_cross_entropy_nats"] = F.binary_cross_entropy(p, q, reduction="sum").item()
+        figures[f"{name}_pixel_cross_entropy_nats"] = F.binary_cross_entropy(
+            p, q, reduction="sum"
+        ).item()
     return figures
 
 

@@ -62,7 +62,9 @@ def test_imports_only_the_listed_packages(path):
 @each
 def test_uses_no_forbidden_layer(path):
     names = {
-        node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+        node.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
     }
     assert not {name for name in names if name.startswith("Transformer")}
     assert not names & {"MultiheadAttention", "scaled_dot_product_attention"}
@@ -175,7 +177,16 @@ def test_telling_costs_no_work(path, tmp_path):
 def test_ctrl_c_is_one_line(path, tmp_path):
     """While torch is being imported, too."""
     for wait in (1, 7):
-        command = [sys.executable, str(path), "--data", str(SAMPLE), "--epochs", "999", "--out", "o"]
+        command = [
+            sys.executable,
+            str(path),
+            "--data",
+            str(SAMPLE),
+            "--epochs",
+            "999",
+            "--out",
+            "o",
+        ]
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         time.sleep(wait)
         process.send_signal(signal.SIGINT)

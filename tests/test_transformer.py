@@ -6,11 +6,7 @@ import io
 import json
 import math
 import os
-import signal
 import struct
-import subprocess
-import sys
-import time
 import zipfile
 
 import numpy as np
@@ -18,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, SAMPLE, run_script
+from conftest import ROOT, SAMPLE, error_of, run_script
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -50,15 +46,6 @@ def folder(tmp_path):
 
 def args_of(T, *options):
     return T.parse_args([*TINY, *map(str, options)])
-
-
-def error_of(capsys, call, *options):
-    """The one line on stderr, notices aside, of a call that ends with status 2."""
-    with pytest.raises(SystemExit) as stopped:
-        call(*options)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line[:7] != "notice:"]
-    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
 
 
 # ------------------------------------------------------------------------------------------- model
@@ -225,6 +212,7 @@ def test_labels_that_a_float_has_been(T, folder):
     "data, part",
     [
         ("", "no table"),
+        (" , ,,\n,,\n", "is empty"),
         (HEAD, "rows"),
         (TABLE.replace("Title", "Headline"), "title"),
         (TABLE.replace("Category", "Class"), "label"),
@@ -473,7 +461,7 @@ def test_history_and_submission_are_of_the_saved_models(T, folder):
     assert lines == ["Id,Category", *(f"{i},{classes[k]}" for i, k in enumerate(mean.argmax(1), 1))]
 
 
-# -------------------------------------------------------------------------------- files and commands
+# ------------------------------------------------------------------------------- files and commands
 
 
 @pytest.fixture
@@ -555,21 +543,11 @@ def test_dry_run_has_a_folder_of_its_own(T, folder, monkeypatch):
 
 @pytest.mark.parametrize(
     "options, part",
-    [
-        ("--nhead 3", "--nhead"),
-        ("--lr nan", "--lr"),
-        ("--epochs 0", "--epochs"),
-        ("--dropout 1", "--dropout"),
-        ("--tokenizer x", "--tokenizer"),
-        ("--device cuda" if not torch.cuda.is_available() else "--device x", "--device"),
-        ("--data nowhere", "--data"),
-        ("--out /proc/nowhere", "cannot write"),
-    ],
+    [("--nhead 3", "--nhead"), ("--dropout 1", "--dropout"), ("--tokenizer x", "--tokenizer")],
 )
 def test_one_line_says_what_is_wrong(folder, options, part):
     process = run_script(SCRIPT, *TINY, "--data", folder, *options.split(), cwd=folder)
-    last = process.stderr.splitlines()[-1]
-    assert process.returncode == 2 and "error: " in last and part in last, process.stderr
+    assert process.returncode == 2 and part in process.stderr.splitlines()[-1], process.stderr
 
 
 def test_a_loss_that_is_not_finite(T, folder, capsys, monkeypatch):
@@ -577,54 +555,6 @@ def test_a_loss_that_is_not_finite(T, folder, capsys, monkeypatch):
     assert "--lr" in error_of(
         capsys, T.main, [*TINY, "--data", str(folder), "--out", str(folder / "o")]
     )
-
-
-def test_full_disk(folder):
-    command = f"ulimit -f 8; {sys.executable} {SCRIPT} {' '.join(TINY)} --data . --out o"
-    process = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
-    assert (
-        process.returncode == 2
-        and "cannot write o/checkpoint.pt (File too large)" in process.stderr
-    )
-    assert "Traceback" not in process.stderr and not list((folder / "o").iterdir())
-
-
-def test_telling_costs_no_work(folder):
-    """Closed and full outputs, a notebook's backend, a narrow encoding."""
-    script = f"{sys.executable} {SCRIPT} {' '.join(TINY)} --data . --dry-run"
-    notebook = "MPLBACKEND=module://matplotlib_inline.backend_inline PYTHONIOENCODING=cp1252"
-    for command in (
-        f"{script} >/dev/full",
-        f"{script} 2>&-",
-        f"{script} | true",
-        f"{notebook} {script} --out 結果",
-    ):
-        command = f"{command}; exit ${{PIPESTATUS[0]}}"
-        process = subprocess.run(
-            ["bash", "-c", command], cwd=folder, capture_output=True, text=True
-        )
-        assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
-    assert (folder / "結果/dry_run/metrics.json").exists()
-
-
-def test_ctrl_c_is_one_line(folder):
-    """While torch is being imported, too."""
-    for wait in (1, 6):
-        command = [
-            sys.executable,
-            str(SCRIPT),
-            "--data",
-            str(SAMPLE),
-            "--epochs",
-            "999",
-            "--out",
-            "o",
-        ]
-        process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-        time.sleep(wait)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=120)
-        assert process.returncode == 130 and len(stderr.strip().splitlines()) == 1, stderr
 
 
 def test_a_link_to_the_script_finds_the_vectors(folder):

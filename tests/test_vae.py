@@ -139,7 +139,9 @@ def test_loss_is_the_integral(vae_mnist):
     logits = model.decode(z)
     exact = []
     for x in vae_mnist.to_float(images):
-        log_joint = Bernoulli(logits=logits).log_prob(x).sum((1, 2, 3)) + Normal(0.0, 1.0).log_prob(z[:, 0])
+        log_joint = Bernoulli(logits=logits).log_prob(x).sum((1, 2, 3)) + Normal(0.0, 1.0).log_prob(
+            z[:, 0]
+        )
         exact.append(log_joint.logsumexp(0).item() + math.log(16 / 2000))
     args = SimpleNamespace(dry_run=False, device="cpu")
     bound = vae_mnist.own_figures(args, model, images, 0.0)["iw_nll_nats"]
@@ -160,9 +162,12 @@ def test_faces_start_as_probabilistic_pca(vae_anime):
     variance = eigenvalues[5:].sum() / (12288 - 5)
     factors = components[:5].T * (eigenvalues[:5] - variance).sqrt()
     exact = LowRankMultivariateNormal(flat.mean(0), factors, variance.expand(12288))
-    losses = [sum(part.flatten(1).sum(1).mean() for part in terms) for terms in (
-        (a[:, None], b) for a, b, _, _ in (vae_anime.infer(model, images) for _ in range(9))
-    )]
+    losses = [
+        sum(part.flatten(1).sum(1).mean() for part in terms)
+        for terms in (
+            (a[:, None], b) for a, b, _, _ in (vae_anime.infer(model, images) for _ in range(9))
+        )
+    ]
     assert -sum(losses).item() / 9 == pytest.approx(exact.log_prob(flat).mean().item(), abs=3)
 
 
@@ -303,7 +308,10 @@ TURNED.paste((0, 0, 0), (0, 0, 64, 20))
 @pytest.mark.parametrize(
     "data",
     [
-        *(png(Image.new("L", (70, 90), 200).convert(mode)) for mode in ("L", "RGB", "RGBA", "P", "LA")),
+        *(
+            png(Image.new("L", (70, 90), 200).convert(mode))
+            for mode in ("L", "RGB", "RGBA", "P", "LA")
+        ),
         png(Image.new("L", (64, 64), 200).convert("CMYK"), "JPEG"),
         png(Image.fromarray(DEEP)),
         png(Image.fromarray(np.full((64, 64), 200, np.int32)), "TIFF"),
@@ -488,7 +496,9 @@ def test_eval_only_makes_the_same_again(V, course, finished, tmp_path):
     V.main(["--eval-only", "--seed", "7", "--data", str(course), "--out", str(tmp_path / "out")])
     assert outcome(tmp_path / "out") == before
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["config"]["latent_dim"] == 6 and metrics["seed"] == metrics["config"]["seed"] == 0
+    assert (
+        metrics["config"]["latent_dim"] == 6 and metrics["seed"] == metrics["config"]["seed"] == 0
+    )
 
 
 @pytest.mark.parametrize("epoch, part", [(0, "begin"), (1, "end"), (2, "begin")])
