@@ -345,8 +345,8 @@ def train_round(args, model, optimizer, images, turn):
     """Train on one in ROUNDS of uint8 images, drawn anew: ROUNDS rounds are an epoch. The mean
     reconstruction and KL, nats, as they were on the way."""
     model.train()
-    rows = torch.randperm(len(images))[: math.ceil(len(images) / ROUNDS)]
-    batches = rows.to(images.device).split(args.batch_size)
+    order = torch.randperm(len(images))[: math.ceil(len(images) / ROUNDS)]
+    batches = order.to(images.device).split(args.batch_size)
     history = []
     for step, rows in enumerate(batches):
         progress = (turn + step / len(batches)) / (args.epochs * ROUNDS)
@@ -364,7 +364,7 @@ def train_round(args, model, optimizer, images, turn):
 
 
 def train(args, images, validation):
-    """Train, or go on training; the checkpoint of each epoch is what model.pt holds in the end."""
+    """Train, or go on training; the checkpoint of the last round is what model.pt holds."""
     torch.manual_seed(args.seed)
     model = new_model(args, images).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
@@ -567,9 +567,8 @@ def main(argv=None):
     args = parse_args(argv)
     images, validation, test = split(load_images(args))
     if args.dry_run:
-        images, validation, test = (
-            part[: 2 * args.batch_size] for part in (images, validation, test)
-        )
+        some = max(64, 2 * args.batch_size)  # the pictures show 64
+        images, validation, test = images[:some], validation[:some], test[:some]
     if not args.eval_only:
         train(args, images, validation)
     model, config = load_checkpoint(args.out / "model.pt", args.device)

@@ -31,6 +31,9 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "report"))
+import experiments
+
 SCRIPTS = ("transformer", "vae_mnist", "vae_anime")
 
 
@@ -116,10 +119,11 @@ def run(data):
 def digits(data, rival_epochs=200, our_epochs=30):
     """Seconds of training until -ELBO on validation images is so many nats: ours, and pytorch/examples' VAE.
 
-    Ours follows the schedule of a whole run, of which these are the first epochs; posteriors are not refined.
+    Ours follows the schedule of a whole run, of which these are the first epochs.
     """
     script = load("vae_mnist")
-    images, validation, _ = script.split(script.load_images(script.Config(data=data))[0])
+    args = script.parse_args(["--data", str(data)])
+    images, validation, _ = script.split(script.load_images(args))
 
     def curve(step, model, epochs):
         """(seconds of training, -ELBO) after each epoch, until it is 100 nats."""
@@ -128,37 +132,32 @@ def digits(data, rival_epochs=200, our_epochs=30):
             started = time.perf_counter()
             step(epoch)
             spent += time.perf_counter() - started
-            reconstruction, *posterior = script.infer(model, validation)
-            points.append((spent, reconstruction + script.kl_divergence(*posterior).sum(1).mean().item()))
+            reconstruction, kl, _, _ = script.infer(model, validation)
+            points.append((spent, (reconstruction.mean() + kl.sum(1).mean()).item()))
             if points[-1][1] <= 100:
                 break
         return points
 
     torch.manual_seed(0)
-    mlp = script.VAE(20)
-    mlp.encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 40))
-    layers = [nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784), nn.Unflatten(1, (1, 28, 28))]
-    mlp.decoder = nn.Sequential(*layers)
+    mlp = experiments.rival_vae(script)
     adam = torch.optim.Adam(mlp.parameters(), 1e-3)
     loader = DataLoader(TensorDataset(script.to_float(images)), batch_size=128, shuffle=True)
 
     def mlp_epoch(epoch):
         mlp.train()
         for (x,) in loader:
-            decoded, mean, logvar = mlp(x)
+            reconstruction, kl = script.elbo_terms(mlp, x)
             adam.zero_grad()
-            (mlp.reconstruction_loss(decoded, x) + script.kl_divergence(mean, logvar).sum(1)).mean().backward()
+            (reconstruction + kl.sum(1)).mean().backward()
             adam.step()
 
-    config = script.Config()
-    model = script.VAE(config.latent_dim)
-    average = script.AveragedModel(model, multi_avg_fn=script.move_average)
-    adamw = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=1e-3, fused=True)
+    model = script.new_model(args, images)
+    adamw = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
 
     def our_epoch(epoch):
-        script.train_epoch(config, model, average, adamw, images, epoch)
+        script.train_round(args, model, adamw, images, epoch)
 
-    theirs, ours = curve(mlp_epoch, mlp, rival_epochs), curve(our_epoch, average.module, our_epochs)
+    theirs, ours = curve(mlp_epoch, mlp, rival_epochs), curve(our_epoch, model, our_epochs)
     best = min(loss for _, loss in theirs)
 
     def seconds(points, goal):
@@ -200,36 +199,36 @@ def faces(data, count=960):
     """Images a second in training, ours and the common recipe with the same network (DataLoader over decoded images,
     batches of 64, contiguous memory, Adam); our FLOP/s against this machine's; seconds until the first step."""
     script, started = load("vae_anime"), time.perf_counter()
-    config = script.Config(data=data)
-    images, _ = script.load_images(config)
+    args = script.parse_args(["--data", str(data)])
+    images = script.load_images(args)
     decoded_after = time.perf_counter() - started
     images = script.split(images)[0]
-    model = script.new_model(config, images)
+    model = script.new_model(args, images)
     ready_after = time.perf_counter() - started
-    other = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    average = script.AveragedModel(model, multi_avg_fn=script.move_average)
-    adamw = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=1e-3, fused=True)
+    other = copy.deepcopy(model)
+    adamw = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
     adam = torch.optim.Adam(other.parameters(), 1e-3)
-    path, _ = script.course_file(data, "anime-faces.zip")
+    path = Path(data) / script.FILE
     loader = DataLoader(Subset(Faces(path), range(count)), batch_size=64, shuffle=True)
 
     def recipe():
         other.train()
         for x in loader:
-            decoded, mean, logvar = other(x)
+            reconstruction, kl = script.elbo_terms(other, x)
             adam.zero_grad()
-            (other.reconstruction_loss(decoded, x) + script.kl_divergence(mean, logvar).sum(1)).mean().backward()
+            (reconstruction + kl.sum(1)).mean().backward()
             adam.step()
 
     def ours():
-        script.train_epoch(config, model, average, adamw, images[:count], 0)
+        for turn in range(script.ROUNDS):
+            script.train_round(args, model, adamw, images[:count], turn)
 
     a, b = alternate(ours, recipe, rounds=2)
     with FlopCounterMode(display=False) as counter:
-        script.train_epoch(config, model, average, adamw, images[: config.batch_size], 0)
-    gflops = counter.get_total_flops() * count / config.batch_size / a / 1e9
+        script.train_round(args, model, adamw, images[: args.batch_size * script.ROUNDS], 0)
+    gflops = counter.get_total_flops() * count / args.batch_size / a / 1e9
     with torch.profiler.profile() as profile:
-        script.train_epoch(config, model, average, adamw, images[: 8 * config.batch_size], 0)
+        script.train_round(args, model, adamw, images[: 8 * args.batch_size * script.ROUNDS], 0)
     spent = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
     products = sum(time for name, time in spent.items() if re.search(r"convolution|mm$|mkldnn", name))
     figures = dict(ours_images_a_second=count / a, recipes_images_a_second=count / b, ratio=b / a)

@@ -398,10 +398,8 @@ def tf_idf(data):
     return metrics
 
 
-def mlp_vae(data):
-    """The rival on the same split: pytorch/examples' VAE, 784-400-20, Adam 1e-3, batches of 128, its
-    best epoch on validation images; 0 and 1 as they are, as there."""
-    script = load_script("vae_mnist")
+def rival_vae(script):
+    """pytorch/examples' VAE, 784-400-20, as a model of the script; 0 and 1 as they are, as there."""
 
     class Rival(script.VAE):
         def __init__(self):
@@ -420,10 +418,16 @@ def mlp_vae(data):
         def decode(self, z):
             return self.decoder(z)
 
+    return Rival()
+
+
+def mlp_vae(data):
+    """The rival on the same split: Adam 1e-3, batches of 128, its best epoch on validation images."""
+    script = load_script("vae_mnist")
     args = script.parse_args(["--data", data])
     images, validation, test = script.split(script.load_images(args))
     torch.manual_seed(0)
-    model = Rival()
+    model = rival_vae(script)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     started = time.perf_counter()
     best = math.inf

@@ -15,9 +15,8 @@ import typst
 from PIL import Image
 
 REPORT = Path(__file__).resolve().parent
-# Of these pictures, of 8 rows of images, the report shows the first 6, 4 or 3; the others would double its size.
-TALL = ("reconstructions.png", "samples.png", "samples_aggregate.png", "interpolation.png")
-SIX = ("vae_mnist_samples.png", "vae_mnist_interpolation.png")
+# Of these pictures, of 8 rows of images, the report shows the first 5 or 4; the others would double its size.
+TALL = ("reconstructions.png", "samples.png", "interpolation.png")
 
 
 def place_picture(path, folder):
@@ -26,8 +25,8 @@ def place_picture(path, folder):
         shutil.copy(path, folder)
         return
     with Image.open(path) as image:
-        rows = 6 if path.name in SIX else 4 if "mnist" in path.name else 3
-        height = 70 + rows * (90 if "interpolation" in path.name else 74)
+        rows = 5 if path.name == "vae_mnist_samples.png" else 4
+        height = 63 + 74 * rows
         image = image.convert("RGB").crop((0, 0, image.width, height))
     if "anime" in path.name:  # as JPEG they halve the report
         image.save(folder / f"{path.stem}.jpg", quality=92, subsampling=0)
