@@ -49,7 +49,7 @@ from tqdm import tqdm
 
 NAME = "vae_anime"
 FILE = "anime-faces.zip"
-LATENT_DIM = 352
+LATENT_DIM = 368
 EPOCHS = 4
 BATCH_SIZE = 64
 LR = 1e-3
