@@ -466,7 +466,7 @@ def test_run_writes_everything(V, finished):
     parts = metrics["reconstruction_nats"] + metrics["kl_nats"]
     assert metrics["negative_elbo_nats"] == pytest.approx(parts)
     assert sum(metrics["kl_per_dimension_nats"]) == pytest.approx(metrics["kl_nats"])
-    assert metrics["config"]["epochs"] == len(metrics["history"]) == 3
+    assert metrics["config"]["epochs"] == 3 and len(metrics["history"]) == 3 * V.ROUNDS
     if V.NAME == "vae_mnist":
         assert metrics["iw_nll_nats"] < parts + 1
     else:
@@ -531,7 +531,7 @@ def test_resume_of_another_run_is_refused(V, course, finished, tmp_path, capsys)
     assert "other options" in error_of(capsys, V.main, [*argv, "--lr", "0.5"])
     shutil.copytree(course, tmp_path / "other")
     image = GREY.copy()
-    image[-1, 0, 0] ^= 255  # one pixel of one image
+    image[:9, 0, 0] ^= 1  # one pixel of a few images, which binarizing hides
     np.savez(tmp_path / "other" / "TibetanMNIST.npz", image=image)
     with zipfile.ZipFile(tmp_path / "other" / "anime-faces.zip", "a") as archive:
         archive.writestr("more.png", plain(1))
