@@ -51,7 +51,7 @@ RUNS = {
     "transformer_scratch_seed2": ("transformer", "--embeddings none --seed 2", ()),
     "vae_mnist": ("vae_mnist", "", PICTURES),
     "vae_mnist_kl0": ("vae_mnist", "--kl-weight 0", PICTURES),
-    "vae_mnist_kl100": ("vae_mnist", "--kl-weight 100 --epochs 20", PICTURES),
+    "vae_mnist_kl100": ("vae_mnist", "--kl-weight 100 --epochs 10", PICTURES),
     "vae_anime": ("vae_anime", "", PICTURES),
     "vae_anime_kl0": ("vae_anime", "--kl-weight 0", PICTURES),
     "vae_anime_kl100": ("vae_anime", "--kl-weight 100 --epochs 2", PICTURES),
