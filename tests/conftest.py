@@ -37,7 +37,7 @@ def vae_anime():
 def run_script(script, *argv, cwd):
     """Run a script with the given arguments; the finished process, its output as text."""
     command = [sys.executable, str(script), *map(str, argv)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900)
 
 
 def error_of(capsys, call, *args, **kwargs):
