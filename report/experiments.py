@@ -5,9 +5,8 @@
     python report/make_report.py
 
 Every run stays in results/report/NAME and leaves report/results/NAME.json (its metrics.json, measures
-that the scripts do not hold, the commit of the scripts) and its pictures in report/figures. Delete a result to have it made again. All of it takes about two hours
-on 2 cores. Two results are frozen, no command makes them again: ablations.json and tried.json,
-measured with former versions of the scripts, each with its commit.
+that the scripts do not hold, the commit of the scripts) and its pictures in report/figures. Delete a result to have it made again. Frozen, no
+command makes them again: ablations.json, rewrite.json, tried.json and trade.json, of development runs.
 """
 
 import argparse
