@@ -139,15 +139,11 @@ def whole_file(path):
 def load_saved(path):
     """What this script saved at `path`, on the CPU; runs no code from it."""
     try:
-        file = io.BytesIO(path.read_bytes())
-        if zipfile.ZipFile(file).testzip():  # torch itself looks at no checksum
+        if zipfile.ZipFile(path).testzip():  # torch itself looks at no checksum
             raise ValueError("damaged")
-        file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)[NAME]
-    except OSError as error:
-        fail(f"cannot read {path} ({error.strerror}): train first, or name its folder by --out")
+        return torch.load(path, map_location="cpu", weights_only=True)[NAME]
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        fail(f"{path} is no whole file of this script ({error}): train without --resume")
+        fail(f"no whole file of this script at {path} ({error}): train first, without --resume")
 
 
 # -------------------------------------------------------------------------------------------- data
@@ -156,13 +152,9 @@ def load_saved(path):
 def split(images):
     """Training, validation (1 in 20) and test images (1 in 10): the same ones whatever --seed."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    test = len(images) // 10
-    validation = len(images) // 20
-    return (
-        images[order[test + validation :]],
-        images[order[test:][:validation]],
-        images[order[:test]],
-    )
+    tenth = len(images) // 10
+    test, validation, rest = order.tensor_split([tenth, tenth + len(images) // 20])
+    return images[rest], images[validation], images[test]
 
 
 # >>> data
@@ -552,27 +544,22 @@ def draw_grids(grids, columns, path, title):
             show(axis, images, columns, name)
 
 
-def draw_posterior(x, mean, logvar, path, title):
-    """Mean and variance of q(z|x) for one image x, and each dimension's KL over N, sorted."""
+def draw_posterior(mean, logvar, path, title):
+    """Mean and variance of q(z|x) for the first of N images, and each dimension's KL over all."""
     kl = kl_divergence(mean, logvar).mean(0)
-    active = mean.var(0) > 0.01
-    order = kl.argsort(descending=True)
-    colours = np.where(active[order], "tab:blue", "lightgrey")
-    with new_figure(path, title, 10, 6.5) as figure:
-        axes = figure.subplot_mosaic("XMM;XVV;KKK", height_ratios=(1, 1, 1.2))
-        show(axes["X"], x[:1], 1, "x")
-        axes["M"].bar(range(len(kl)), mean[0].numpy())
-        axes["M"].axhline(0, color="black", linestyle="--", label="prior: 0")
-        axes["M"].set(ylabel="mean of q(z|x)")
-        axes["V"].bar(range(len(kl)), logvar[0].exp().numpy())
-        axes["V"].axhline(1, color="black", linestyle="--", label="prior: 1")
-        axes["V"].set(xlabel="dimension of z", ylabel="variance of q(z|x)")
-        axes["K"].bar(
-            range(len(kl)), kl[order].numpy(), color=colours, label=f"{active.sum()} active"
-        )
-        axes["K"].set(xlabel="dimension, sorted", ylabel="KL, nats (test images)")
-        for name in "MVK":
-            axes[name].legend(loc="upper right")
+    panels = {
+        "mean": (mean[0], 0),
+        "variance": (logvar[0].exp(), 1),
+        "KL, nats, all images": (kl, 0),
+    }
+    with new_figure(path, f"{title}: q(z|x) of the first test image", 10, 6.5) as figure:
+        for axis, (name, (values, prior)) in zip(
+            figure.subplots(3, 1), panels.items(), strict=True
+        ):
+            axis.bar(range(len(values)), values.numpy())
+            axis.axhline(prior, color="black", linestyle="--", label=f"prior: {prior}")
+            axis.set(xlabel="dimension of z", ylabel=name)
+            axis.legend(loc="upper right")
 
 
 # -------------------------------------------------------------------------------------------- main
@@ -612,7 +599,7 @@ def main(argv=None):
         rows += [x[i : i + 1], between, x[i + 1 : i + 2]]
     grids = {"real, decoded between, real": torch.cat(rows)}
     draw_grids(grids, 12, args.out / "interpolation.png", title)
-    draw_posterior(x, mean, logvar, args.out / "posterior.png", title)
+    draw_posterior(mean, logvar, args.out / "posterior.png", title)
     metrics |= {
         "kl_weight": config.kl_weight,
         "history": saved["history"],
@@ -634,7 +621,7 @@ def main(argv=None):
                 print(f"{name:24} {figure:.6g}")
         print(f"metrics.json, model.pt and pictures are in {args.out}", flush=True)
     except OSError:  # a closed or full output must not cost the work its exit status
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = None
     return metrics
 
 

@@ -1,29 +1,26 @@
-"""Run what the report and README quote, on the course's real files; what is there already is skipped.
+"""Make what the report and README quote, on the course's real files; what is there is kept.
 
     python report/experiments.py --data DIR                 everything
     python report/experiments.py --data DIR vae_mnist_kl0   some results, by their names
     python report/make_report.py
 
-Every run stays in results/report/NAME and leaves report/results/NAME.json (its metrics.json, measures
-that the scripts do not hold, the commit of the scripts) and its pictures in report/figures. Delete a result to have it made again. Frozen, no
-command makes them again: ablations.json, rewrite.json, tried.json and trade.json, of development runs.
+Each run leaves report/results/NAME.json (its metrics.json, measures that the scripts do not hold,
+the commit of the scripts) and pictures in report/figures; it stays in results/report/NAME. Delete
+a result to have it made again. Frozen, no command makes them: ablations, rewrite, tried and trade.
 """
 
 import argparse
-import copy
+import importlib.util
 import json
 import math
 import os
 import platform
-import runpy
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -31,82 +28,91 @@ import torch.nn.functional as F
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, FIGURES = ROOT / "report" / "results", ROOT / "report" / "figures"
-
-VECTORS = ROOT / "data" / "glove.6B.100d.npz"
+RESULTS = ROOT / "report" / "results"
+FIGURES = ROOT / "report" / "figures"
 EXAMPLE = 6  # the row of train.csv, from 0, that shows what tokenizers do
+NEWS = ("curves", "confusion", "attention")
+VAE = ("curves", "reconstructions", "samples", "interpolation", "posterior")
 
-PICTURES = ("curves", "reconstructions", "samples", "interpolation", "posterior")
-
-# name: (script, its options, pictures to keep)
+# name: (script, its options, the pictures to keep)
 RUNS = {
-    "transformer": ("transformer", "", ("curves", "confusion", "attention")),
-    "transformer_seed1": ("transformer", "--seed 1", ()),
-    "transformer_seed2": ("transformer", "--seed 2", ()),
-    "transformer_seed3": ("transformer", "--seed 3", ()),
-    "transformer_seed4": ("transformer", "--seed 4", ()),
-    "transformer_scratch": ("transformer", "--embeddings none", ()),
-    "transformer_scratch_seed1": ("transformer", "--embeddings none --seed 1", ()),
-    "transformer_scratch_seed2": ("transformer", "--embeddings none --seed 2", ()),
-    "vae_mnist": ("vae_mnist", "", PICTURES),
-    "vae_mnist_kl0": ("vae_mnist", "--kl-weight 0", PICTURES),
-    "vae_mnist_kl100": ("vae_mnist", "--kl-weight 100 --epochs 10", PICTURES),
-    "vae_anime": ("vae_anime", "", PICTURES),
-    "vae_anime_kl0": ("vae_anime", "--kl-weight 0", PICTURES),
-    "vae_anime_kl100": ("vae_anime", "--kl-weight 100 --epochs 2", PICTURES),
+    "transformer": ("transformer", "", NEWS),
+    "vae_anime_random": ("vae_anime", "", ("samples",)),
+    "vae_anime_random_kl0": ("vae_anime", "--kl-weight 0", ("samples",)),
 }
+for seed in range(1, 5):
+    RUNS[f"transformer_seed{seed}"] = ("transformer", f"--seed {seed}", ())
+for seed in range(3):
+    RUNS[f"transformer_scratch{seed}"] = ("transformer", f"--embeddings none --seed {seed}", ())
+for kind in ("vae_mnist", "vae_anime"):
+    for weight in (0, 1, 100):
+        RUNS[f"{kind}_kl{weight}"] = (kind, f"--kl-weight {weight}", VAE)
+
+
+def load_script(name):
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"0123456_{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def random_start(script):
+    """Have the faces' linear maps start at random, as fast as the rest, not as PCA gives them."""
+    script.SLOW = 1
+
+    def new_model(args, images):
+        model = script.VAE(args.latent_dim)
+        model.average.data = script.to_float(images[:10_000]).mean(0)
+        nn.init.orthogonal_(model.linear_in.weight)
+        nn.init.orthogonal_(model.linear_out.weight)
+        return model
+
+    script.new_model = new_model
 
 
 def run_script(name, data):
-    """Run a script on the real files, in results/report/NAME, where it stays; its metrics, without
-    the places where the files lay, and of an autoencoder what `measures` finds."""
-    script, options, pictures = RUNS[name]
+    """Run a script, if it has not been run; its metrics, and of an autoencoder the measures."""
+    kind, options, pictures = RUNS[name]
+    script = load_script(kind)
+    if "random" in name:
+        random_start(script)
     out = ROOT / "results" / "report" / name
     if not (out / "metrics.json").exists():
-        argv = [*options.split(), "--data", data, "--out", out]
-        subprocess.run([sys.executable, ROOT / f"0123456_{script}.py", *argv], check=True)
+        script.main([*options.split(), "--data", str(data), "--out", str(out)])
     metrics = json.loads((out / "metrics.json").read_text())
     for picture in pictures:
         shutil.copy(out / f"{picture}.png", FIGURES / f"{name}_{picture}.png")
     for place in ("data", "out", "submission"):
         metrics["config"].pop(place, None)
     metrics["argv"] = options.split()
-    if script == "transformer":
+    if kind == "transformer":
         return metrics
-    return metrics | MEASURES[script](load_script(script), out / "model.pt", data)
+    measures = digits_measures if kind == "vae_mnist" else faces_measures
+    return metrics | measures(script, out, data)
+
+
+# ----------------------------------------------------------------------------------- autoencoders
 
 
 def train_judge(images, labels):
-    """A small classifier of digits, in {0, 1} or between, trained on real ones."""
+    """A small classifier of digits, binary or grey, trained on real ones."""
     torch.manual_seed(1)
-    judge = nn.Sequential(
-        nn.Conv2d(1, 16, 4, 2, 1),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 4, 2, 1),
-        nn.BatchNorm2d(64),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(0.3),
-        nn.Linear(64 * 7 * 7, 64),
-        nn.ReLU(),
-        nn.Linear(64, 10),
-    )
+    layers = []
+    for inner, outer, step in ((1, 16, 2), (16, 32, 1), (32, 64, 2)):
+        layers += [nn.Conv2d(inner, outer, 4, step, padding=1), nn.BatchNorm2d(outer), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Dropout(0.3), nn.LazyLinear(64), nn.ReLU(), nn.Linear(64, 10)]
+    judge = nn.Sequential(*layers)
+    judge(images[:2])
     optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7)
     for _ in range(8):
-        judge.train()
         for rows in torch.randperm(len(images)).split(128):
-            x = images[rows]
-            theta = torch.eye(2, 3) + torch.tensor([0.08, 0.08, 0.06]) * torch.randn(len(x), 2, 3)
-            x = F.grid_sample(
-                x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False
-            )
-            soft = torch.rand(len(x), 1, 1, 1) < 0.5
-            logits = judge(torch.where(soft, x, (x > 0.5).float()))
+            theta = torch.randn(len(rows), 2, 3) * torch.tensor([0.08, 0.08, 0.06])
+            grid = F.affine_grid(torch.eye(2, 3) + theta, images[rows].shape, align_corners=False)
+            x = F.grid_sample(images[rows], grid, align_corners=False)
+            grey = torch.rand(len(x), 1, 1, 1) < 0.5
+            logits = judge(torch.where(grey, x, (x > 0.5).float()))
             loss = F.cross_entropy(logits, labels[rows], label_smoothing=0.02)
             optimizer.zero_grad()
             loss.backward()
@@ -115,16 +121,14 @@ def train_judge(images, labels):
     return judge.eval()
 
 
-@torch.no_grad()
-def digits_measures(script, path, data, n=2000):
-    """Share of pictures that a classifier gives over 0.9 to one class; sums of pixels' entropies."""
-    model, _ = script.load_checkpoint(path)
-    images = script.load_images(script.parse_args(["--data", data]))
+def digits_measures(script, out, data, n=2000):
+    """Share of pictures that the judge gives over 0.9 to one class; pixels' cross-entropies."""
+    model, _ = script.load_checkpoint(out / "model.pt")
+    images = script.load_images(script.parse_args(["--data", str(data)]))
     labels = torch.from_numpy(np.load(Path(data) / script.FILE)["label"]).long()
-    order = script.split(torch.arange(len(images)))  # of the images, as split splits them
+    rows, _, _ = script.split(torch.arange(len(images)))
     train, _, test = script.split(images)
-    with torch.enable_grad():
-        judge = train_judge(script.to_float(train), labels[order[0]])
+    judge = train_judge(script.to_float(train), labels[rows])
     torch.manual_seed(0)
     codes = script.infer(model, train)[2]
     pictures = {
@@ -134,64 +138,69 @@ def digits_measures(script, path, data, n=2000):
         "mixture": script.decode_pictures(model, script.sample_mixture(codes, n)),
     }
     figures = {}
-    for name, images in pictures.items():
-        sure = judge(images).softmax(1).amax(1) > 0.9
+    for name, x in pictures.items():
+        with torch.no_grad():
+            sure = judge(x).softmax(1).amax(1) > 0.9
         figures[f"legible_{name}"] = sure.float().mean().item()
-    p = script.to_float(train).mean(0)
-    for name, part in (("train", train), ("test", test)):
-        q = script.to_float(part).mean(0)
-        figures[f"{name}_pixel_cross_entropy_nats"] = F.binary_cross_entropy(
-            p, q, reduction="sum"
-        ).item()
-    return figures
-
-
-def laplacian_pyramid(x, levels=3):
-    """x (N, C, H, W) as details at H, H / 2 and what is left (Burt and Adelson 1983)."""
-    kernel = torch.tensor([1.0, 4, 6, 4, 1]) / 16
-    kernel = kernel.outer(kernel).expand(x.shape[1], 1, 5, 5)
-
-    def blur(image):
-        return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), kernel, groups=x.shape[1])
-
-    pyramid = []
-    for _ in range(levels - 1):
-        small = blur(x)[:, :, ::2, ::2]
-        large = torch.zeros_like(x)
-        large[:, :, ::2, ::2] = 4 * small
-        pyramid.append(x - blur(large))
-        x = small
-    return [*pyramid, x]
+    p, q = script.to_float(train).mean(0), script.to_float(test).mean(0)
+    entropy = F.binary_cross_entropy(p, q, reduction="sum").item()
+    return figures | {"test_pixel_cross_entropy_nats": entropy}
 
 
 def sliced_wasserstein(one, two, patches=32, projections=128):
     """Distance x 1000 of two sets of as many images (N, 3, 64, 64), mean over 64, 32 and 16 pixels:
-    of normalized 7 x 7 patches along random directions (Karras et al. 2018, section 5)."""
+    of normalized 7 x 7 patches of a Laplacian pyramid along random directions (Karras et al. 2018,
+    section 5; Burt and Adelson 1983)."""
+    kernel = torch.tensor([1.0, 4, 6, 4, 1]) / 16
+    kernel = kernel.outer(kernel).expand(3, 1, 5, 5)
+
+    def blur(x):
+        return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, groups=3)
+
     distances = []
-    for a, b in zip(laplacian_pyramid(one), laplacian_pyramid(two), strict=True):
-        generator = torch.Generator().manual_seed(0)
-        descriptors = []
-        for images in (a, b):
-            N, C, H, _ = images.shape
+    for level in range(3):
+        torch.manual_seed(0)
+        directions = F.normalize(torch.randn(147, projections), dim=0)
+        projected, smaller = [], []
+        for x in (one, two):
+            small = blur(x)[:, :, ::2, ::2]
+            smaller.append(small)
+            if level < 2:  # what the smaller picture lacks
+                large = torch.zeros_like(x)
+                large[:, :, ::2, ::2] = 4 * small
+                x = x - blur(large)
+            N, _, H, _ = x.shape
+            generator = torch.Generator().manual_seed(0)
             corner = torch.randint(0, H - 6, (2, N * patches, 1), generator=generator)
             top, left = corner + torch.arange(7)
             which = torch.arange(N).repeat_interleave(patches)[:, None, None]
-            part = images[which, :, top[:, :, None], left[:, None]]  # (N * patches, 7, 7, C)
+            part = x[which, :, top[:, :, None], left[:, None]]  # (N * patches, 7, 7, 3)
             std, mean = torch.std_mean(part, (0, 1, 2))
-            descriptors.append(((part - mean) / std.clamp(min=1e-12)).flatten(1))
-        directions = torch.randn(49 * C, projections, generator=generator)
-        directions = F.normalize(directions, dim=0)
-        a, b = ((part @ directions).sort(0).values for part in descriptors)
-        distances.append(1000 * (a - b).abs().mean().item())
+            part = ((part - mean) / std.clamp(min=1e-12)).flatten(1)
+            projected.append((part @ directions).sort(0).values)
+        distances.append(1000 * (projected[0] - projected[1]).abs().mean().item())
+        one, two = smaller
     return sum(distances) / len(distances)
 
 
-@torch.no_grad()
-def faces_measures(script, path, data):
-    """Sliced Wasserstein distances to the test faces; eigenvalues of the codes' covariance; how many
-    principal components have more variance than lambda sigma^2."""
-    model, config = script.load_checkpoint(path)
-    train, _, test = script.split(script.load_images(script.parse_args(["--data", data])))
+def draw_fading(script, model, test, mean, path):
+    """Three pairs of faces: codes between theirs, decoded, above the cross-fade of their pixels."""
+    rows = []
+    for i in (0, 2, 6):
+        share = torch.linspace(0, 1, 10)[:, None]
+        x, y = script.to_float(test[i : i + 2]).split(1)
+        z = (1 - share) * mean[i] + share * mean[i + 1]
+        share = share[..., None, None]
+        rows += [x, script.decode_pictures(model, z), y, x, (1 - share) * x + share * y, y]
+    grids = {"codes between two faces, decoded; beneath each row the cross-fade": torch.cat(rows)}
+    script.draw_grids(grids, 12, path, "lambda = 1")
+
+
+def faces_measures(script, out, data):
+    """Sliced Wasserstein distances to the test faces; eigenvalues of the codes' covariance; how
+    many principal components have more variance than lambda sigma^2."""
+    model, config = script.load_checkpoint(out / "model.pt")
+    train, _, test = script.split(script.load_images(script.parse_args(["--data", str(data)])))
     torch.manual_seed(0)
     n = len(test)
     _, _, codes, logvar = script.infer(model, train[:10_000])
@@ -200,6 +209,9 @@ def faces_measures(script, path, data):
         "prior": torch.randn(n, codes.size(1)),
         "mixture": script.sample_mixture(codes, n),
     }
+    if out.name == "vae_anime_kl1":
+        path = FIGURES / "vae_anime_fading.png"
+        draw_fading(script, model, test, sets["reconstructions"], path)
     real = script.to_float(test)
     figures = {"swd_real": sliced_wasserstein(script.to_float(train[:n]), real)}
     for name, z in sets.items():
@@ -211,33 +223,22 @@ def faces_measures(script, path, data):
     x = script.to_float(train[:10_000]).flatten(1)
     _, singular, _ = torch.pca_lowrank(x, config.latent_dim + 32)
     spectrum = singular[: config.latent_dim].square() / len(x)
-    level = config.kl_weight * model.log_sigma.exp() ** 2
-    figures["components_above_lambda_variance"] = int(
-        (spectrum[-config.latent_dim :] > level).sum()
-    )
+    above = spectrum > config.kl_weight * model.log_sigma.exp().item() ** 2
+    figures["components_above_lambda_variance"] = int(above.sum())
     return figures
 
 
-MEASURES = {"vae_mnist": digits_measures, "vae_anime": faces_measures}
-
-
-def load_script(name):
-    """The script's functions."""
-    return SimpleNamespace(**runpy.run_path(str(ROOT / f"0123456_{name}.py")))
-
-
-def news_args(script, data, *options):
-    return script.parse_args(["--data", str(data), *options])
+# ------------------------------------------------------------------------------------- classifier
 
 
 def deletion(data, share=0.2):
-    """Does attention show what matters? Take that share of its tokens out of each held-out text, those
-    that get the most attention in the last layer (the mean over heads and tokens) or random ones: how
-    often the prediction changes, by how much the predicted class's probability falls."""
+    """Does attention show what matters? That share of its tokens is taken out of each held-out
+    text, those with the most attention in the last layer (mean over heads and tokens) or random
+    ones: how often the prediction changes, and how far the predicted class's probability falls."""
     script = load_script("transformer")
-    with tempfile.TemporaryDirectory() as out:
-        script.main(["--data", str(data), "--out", out])
-        models, config = script.load_checkpoint(Path(out) / "model.pt")
+    run_script("transformer", data)
+    models, config = script.load_checkpoint(ROOT / "results/report/transformer/model.pt")
+    config.data = Path(data)
     train, _, _ = script.load_news(config)
     torch.manual_seed(0)
     falls = {"attended": [], "random": []}
@@ -245,248 +246,153 @@ def deletion(data, share=0.2):
     for fold, model in enumerate(models):
         texts = script.encode(train["tokens"][train["fold"] == fold], model.vocabulary)
         before = script.predict(model, texts)
-        guess = before.argmax(1)
+        guess = before.argmax(1, keepdim=True)
         for way in falls:
             kept = []
             for text in texts:
-                with torch.no_grad():
-                    maps = model(text[None], return_attention=True)[1][-1]  # (1, H, T, T)
-                score = maps.mean((0, 1, 2)) if way == "attended" else torch.rand(len(text))
-                kept.append(
-                    text[score.argsort()[: len(text) - math.ceil(share * len(text))].sort()[0]]
-                )
-            kept = [some if len(some) else torch.tensor([script.PAD]) for some in kept]
+                score = torch.rand(len(text))
+                if way == "attended":
+                    with torch.no_grad():
+                        score = model(text[None], return_attention=True)[1][-1].mean((0, 1, 2))
+                stay = score.argsort()[: len(text) - math.ceil(share * len(text))].sort().values
+                kept.append(text[stay] if len(stay) else torch.tensor([script.PAD]))
             after = script.predict(model, kept)
-            rows = torch.arange(len(texts))
-            falls[way] += (before[rows, guess] - after[rows, guess]).tolist()
-            changes[way] += (after.argmax(1) != guess).tolist()
-    return {
-        f"{way}_{name}": float(np.mean(values[way]))
-        for way in falls
-        for name, values in (("fall", falls), ("changed", changes))
-    }
+            falls[way] += (before - after).gather(1, guess).flatten().tolist()
+            changes[way] += (after.argmax(1, keepdim=True) != guess).flatten().tolist()
+    figures = {f"{way}_fall": float(np.mean(falls[way])) for way in falls}
+    return figures | {f"{way}_changed": float(np.mean(changes[way])) for way in changes}
+
+
+def unknown(script, train, min_count, known):
+    """What the vocabularies of four folds do not know of the fifth, without and with the words that
+    have a vector: share of the tokens and of the texts; size of the vocabulary."""
+    row = {"min_count": min_count}
+    for way, pretrained in (("alone", ()), ("with_vectors", known)):
+        strange, sizes = [], []
+        for fold in range(5):
+            inside = train["tokens"][train["fold"] != fold]
+            vocabulary = script.build_vocabulary(inside, min_count, pretrained)
+            sizes.append(len(vocabulary))
+            for text in train["tokens"][train["fold"] == fold]:
+                strange.append([word not in vocabulary for word in text])
+        row[f"unknown_tokens_{way}"] = sum(map(sum, strange)) / sum(map(len, strange))
+        row[f"texts_with_unknown_{way}"] = sum(map(any, strange)) / len(strange)
+        row[f"vocabulary_{way}"] = sum(sizes) / 5
+    return row
 
 
 def tokenizers(data):
-    """The five tokenizers, and min_count, by what they make of the texts: no training. Folds are those of seed 0.
-
-    Seconds are of the processor, the least of three passes over all texts.
-    """
+    """The five tokenizers, and min_count, by what they make of the texts."""
     script = load_script("transformer")
-
-    def figures(train, min_count, pretrained_words):
-        held, unknown, documents, counts = 0, Counter(), Counter(), Counter()
-        for fold in range(5):
-            inside = train["tokens"][train["fold"] != fold]
-            outside = train["tokens"][train["fold"] == fold]
-            for name, pretrained in (("alone", ()), ("with_vectors", pretrained_words)):
-                vocabulary = script.build_vocabulary(inside, min_count, pretrained)
-                strange = [sum(word not in vocabulary for word in words) for words in outside]
-                unknown[name] += sum(strange)
-                documents[name] += sum(map(bool, strange))
-                counts[name] += len(vocabulary) / 5
-            held += sum(map(len, outside))
-        rates = {f"unknown_tokens_{name}": unknown[name] / held for name in unknown}
-        rates |= {f"texts_with_unknown_{name}": documents[name] / len(train) for name in documents}
-        return rates | {f"vocabulary_{name}": count for name, count in counts.items()}
-
-    rows = {}
+    result = {"tokenizers": {}}
     for name in script.TOKENIZERS:
-        args = news_args(script, data, "--tokenizer", name)
-        seconds = []
-        for _ in range(3):
-            started = time.process_time()
-            train, test, _ = script.load_news(args)
-            seconds.append(time.process_time() - started)
+        args = script.parse_args(["--data", str(data), "--tokenizer", name])
+        started = time.process_time()
+        train, test, _ = script.load_news(args)
+        seconds = time.process_time() - started
         texts = train["tokens"].tolist()
         counts = Counter(word for words in texts for word in words)
-        known, _ = script.load_vectors(
-            "auto", counts.keys() | {w for words in test["tokens"] for w in words}
-        )
-        vectors = set(known)
-        rows[name] = dict(
-            words=len(counts),
-            tokens_per_text=sum(counts.values()) / len(texts),
-            words_with_vector=sum(word in vectors for word in counts) / len(counts),
-            tokens_with_vector=sum(n for word, n in counts.items() if word in vectors)
-            / sum(counts.values()),
-            texts_per_second=(len(train) + len(test)) / min(seconds),
-            example=texts[EXAMPLE][:14],
-            **figures(train, args.min_count, known),
-        )
+        every = counts.keys() | {word for words in test["tokens"] for word in words}
+        known, _ = script.load_vectors("auto", every)
+        tokens = sum(counts.values())
+        result["tokenizers"][name] = unknown(script, train, args.min_count, known) | {
+            "words": len(counts),
+            "tokens_per_text": tokens / len(texts),
+            "tokens_with_vector": sum(counts[word] for word in known) / tokens,
+            "texts_per_second": (len(train) + len(test)) / seconds,
+            "example": texts[EXAMPLE][:11],
+        }
         if name == "wordpunct":
-            by_count = [dict(min_count=n, **figures(train, n, known)) for n in (1, 2, 3, 5, 10)]
+            counted = [unknown(script, train, n, known) for n in (1, 2, 3, 5, 10)]
             lengths = sorted(map(len, texts))
-            batches = [
-                lengths[i : i + args.batch_size] for i in range(0, len(lengths), args.batch_size)
-            ]
-            by_length = sum(len(batch) * batch[-1] for batch in batches)
-            summary = dict(
-                shortest=lengths[0], median=lengths[len(lengths) // 2], longest=lengths[-1]
-            )
-            summary["padding_to_longest"] = 1 - rows[name]["tokens_per_text"] / lengths[-1]
-            summary["padding_by_length"] = 1 - sum(counts.values()) / by_length
-            held = train["fold"] == train["fold"][EXAMPLE]
-            alone = script.build_vocabulary(train["tokens"][~held], args.min_count)
-            short = next(words for words in train["tokens"][held] if len(words) <= 25)
-            pair = [short[:20], texts[EXAMPLE][:28]]
-            batch = script.pad(script.encode(pair, alone))
-            example = [
-                dict(words=words, ids=ids.tolist()) for words, ids in zip(pair, batch, strict=True)
-            ]
-    return dict(tokenizers=rows, min_counts=by_count, lengths=summary, example=example)
+            batches = [lengths[i : i + 32] for i in range(0, len(lengths), 32)]
+            result["min_counts"] = counted
+            result["lengths"] = {
+                "shortest": lengths[0],
+                "median": lengths[len(lengths) // 2],
+                "longest": lengths[-1],
+                "padding_to_longest": 1 - tokens / len(texts) / lengths[-1],
+                "padding_by_length": 1 - tokens / sum(len(some) * some[-1] for some in batches),
+            }
+    return result
 
 
-def tf_idf(data):
-    """The rivals on the same folds: naive Bayes of counts, logistic regression on TF-IDF of 1- and 2-grams, the same
-    on these and the weighted mean of the text's GloVe vectors."""
+def rivals(data):
+    """On the same folds, 3 seeds: naive Bayes of counts, logistic regression on TF-IDF of 1- and
+    2-grams, and on these and the weighted mean of the text's GloVe vectors."""
     from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.naive_bayes import ComplementNB, MultinomialNB
+    from sklearn.naive_bayes import MultinomialNB
     from sklearn.pipeline import make_pipeline, make_union
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
     script = load_script("transformer")
-    train, _, _ = script.load_news(news_args(script, data))
-    texts = np.array([" ".join(words) for words in train["tokens"]])
-    labels = train["target"].to_numpy()
-    single = dict(token_pattern=r"\S+", lowercase=False)
-    words = dict(**single, ngram_range=(1, 2))
-    known, vectors = script.load_vectors(
-        "auto", {word for words in train["tokens"] for word in words}
+    split = {"token_pattern": r"\S+", "lowercase": False}
+    train, _, _ = script.load_news(script.parse_args(["--data", str(data)]))
+    known, table = script.load_vectors("auto", {w for words in train["tokens"] for w in words})
+    table = table[2:].numpy()
+    tf_idf = TfidfVectorizer(**split, ngram_range=(1, 2), sublinear_tf=True)
+    vectors = make_pipeline(
+        TfidfVectorizer(**split, vocabulary=known, norm="l1"),
+        FunctionTransformer(lambda weights: weights @ table),
+        StandardScaler(),
+        FunctionTransformer(lambda x: x / 10),
     )
-    table = vectors[2:].numpy()
-    mean_vector = (
-        lambda: TfidfVectorizer(**single, vocabulary=known, norm="l1"),
-        lambda: FunctionTransformer(lambda weights: weights @ table),
-        StandardScaler,
-        lambda: FunctionTransformer(lambda x: x / 10),
-    )
-    rivals = dict(
-        tf_idf_logistic_regression=lambda: make_pipeline(
-            TfidfVectorizer(**words, sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
+    models = {
+        "naive_bayes": make_pipeline(CountVectorizer(**split), MultinomialNB(alpha=0.5)),
+        "tf_idf": make_pipeline(tf_idf, LogisticRegression(C=10, max_iter=1000)),
+        "tf_idf_vectors": make_pipeline(
+            make_union(tf_idf, vectors), LogisticRegression(C=5, max_iter=3000)
         ),
-        complement_naive_bayes=lambda: make_pipeline(
-            CountVectorizer(**words, binary=True), ComplementNB()
-        ),
-        naive_bayes=lambda: make_pipeline(CountVectorizer(**single), MultinomialNB(alpha=0.5)),
-        tf_idf_mean_vector_logistic_regression=lambda: make_pipeline(
-            make_union(
-                TfidfVectorizer(**words, sublinear_tf=True),
-                make_pipeline(*(part() for part in mean_vector)),
-            ),
-            LogisticRegression(C=5, max_iter=3000),
-        ),
-    )
-    metrics = {}
-    for name, rival in rivals.items():
-        accuracies = []
-        for seed in range(3):
-            train, _, _ = script.load_news(news_args(script, data, "--seed", str(seed)))
-            fold = train["fold"].to_numpy()
-            right = [
-                rival()
-                .fit(texts[fold != k], labels[fold != k])
-                .score(texts[fold == k], labels[fold == k])
-                for k in range(5)
-            ]
-            accuracies.append(float(np.average(right, weights=np.bincount(fold))))
-        metrics[name] = dict(
-            oof_accuracies=accuracies,
-            mean=float(np.mean(accuracies)),
-            std=float(np.std(accuracies, ddof=1)),
-        )
-    return metrics
+    }
+    accuracies = {name: [] for name in models}
+    for seed in range(3):
+        args = script.parse_args(["--data", str(data), "--seed", str(seed)])
+        train, _, _ = script.load_news(args)
+        texts = train["tokens"].str.join(" ").to_numpy()
+        labels = train["target"].to_numpy()
+        for name, model in models.items():
+            right = []
+            for fold in range(args.folds):
+                held = (train["fold"] == fold).to_numpy()
+                model.fit(texts[~held], labels[~held])
+                right += (model.predict(texts[held]) == labels[held]).tolist()
+            accuracies[name].append(float(np.mean(right)))
+    return accuracies
 
 
-def rival_vae(script):
-    """pytorch/examples' VAE, 784-400-20, as a model of the script; 0 and 1 as they are, as there."""
+# -------------------------------------------------------------------------------------------- main
 
-    class Rival(script.VAE):
-        def __init__(self):
-            nn.Module.__init__(self)
-            self.encoder = nn.Sequential(
-                nn.Flatten(), nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 40)
-            )
-            self.decoder = nn.Sequential(
-                nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784), nn.Unflatten(1, (1, 28, 28))
-            )
-
-        def sample_posterior(self, x, repeats=1):
-            mean, logvar = self.encoder(x).repeat_interleave(repeats, 0).chunk(2, 1)
-            return self.reparameterize(mean, logvar), mean, logvar
-
-        def decode(self, z):
-            return self.decoder(z)
-
-    return Rival()
+OTHERS = {"rivals": rivals, "tokenizers": tokenizers, "deletion": deletion}
 
 
-def mlp_vae(data):
-    """The rival on the same split: Adam 1e-3, batches of 128, its best epoch on validation images."""
-    script = load_script("vae_mnist")
-    args = script.parse_args(["--data", data])
-    images, validation, test = script.split(script.load_images(args))
-    torch.manual_seed(0)
-    model = rival_vae(script)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    started = time.perf_counter()
-    best = math.inf
-    for epoch in range(100):
-        model.train()
-        for rows in torch.randperm(len(images)).split(128):
-            reconstruction, kl = script.elbo_terms(model, script.to_float(images[rows]))
-            loss = (reconstruction + kl.sum(1)).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        reconstruction, kl, _, _ = script.infer(model, validation)
-        loss = (reconstruction.mean() + kl.sum(1).mean()).item()
-        if loss < best:
-            best, best_epoch, weights = loss, epoch + 1, copy.deepcopy(model.state_dict())
-    seconds = time.perf_counter() - started
-    model.load_state_dict(weights)
-    metrics, _, _ = script.evaluate(args, model, test)
-    return metrics | {"best_epoch": best_epoch, "train_seconds": seconds}
+def git(*command):
+    command = ["git", *command, "--", *map(str, ROOT.glob("0123456_*.py"))]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-OTHERS = {"tf_idf": tf_idf, "mlp_vae": mlp_vae, "tokenizers": tokenizers, "deletion": deletion}
-
-
-def machine():
-    """The processor's name and the cores that this process may use."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor()
-    return dict(processor=name, cores=os.cpu_count())
-
-
-def write(path, result):
-    """Put the result at `path`, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    part.replace(path)
+def processor():
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of the course's real files")
     parser.add_argument("names", nargs="*", help="which results to make (default: all)")
     args = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    for folder in (RESULTS, FIGURES):
-        folder.mkdir(exist_ok=True)
+    if git("status", "--porcelain"):
+        sys.exit("the scripts have changes that are not committed: results would be of no commit")
+    commit = git("log", "-1", "--format=%H").strip()
     for name in args.names or [*RUNS, *OTHERS]:
         path = RESULTS / f"{name}.json"
-        if not path.exists():
-            metrics = run_script(name, args.data) if name in RUNS else OTHERS[name](args.data)
-            write(path, metrics | {"commit": commit, "machine": machine()})
+        if path.exists():
+            continue
+        result = run_script(name, args.data) if name in RUNS else OTHERS[name](args.data)
+        machine = {"processor": processor(), "cores": os.cpu_count()}
+        path.write_text(json.dumps(result | {"commit": commit, "machine": machine}, indent=1))
         print(f"{name}: {path.relative_to(ROOT)}", flush=True)
 
 

@@ -145,7 +145,7 @@ def test_naive_bayes_by_hand(T, model):
     added = model.ratios[[4, 4, 6, 9]].sum(0) / 2
     with_ratios = model(tokens)
     model.ratios.zero_()
-    torch.testing.assert_close(with_ratios - model(tokens), model.trust * added[None])
+    torch.testing.assert_close(with_ratios - model(tokens), added[None])
 
 
 def test_naive_bayes_is_silent_in_training(model):
@@ -205,14 +205,14 @@ def test_cells_are_what_they_are(T, folder):
 
 def test_labels_that_a_float_has_been(T, folder):
     (folder / "train.csv").write_text(TABLE.replace(",1,", ",1.0,").replace(",2,", ",10.0,"))
-    assert T.load_news(args_of(T, "--data", folder))[2] == ["1", "3", "4", "10"]
+    assert T.load_news(args_of(T, "--data", folder))[2] == ["1", "10", "3", "4"]
 
 
 @pytest.mark.parametrize(
     "data, part",
     [
         ("", "no table"),
-        (" , ,,\n,,\n", "is empty"),
+        (" , ,,\n,,\n", "no table"), ("x\ny\n", "no {"),
         (HEAD, "rows"),
         (TABLE.replace("Title", "Headline"), "title"),
         (TABLE.replace("Category", "Class"), "label"),
@@ -323,11 +323,9 @@ def test_vectors_that_teach_nothing(T, tmp_path, capsys, text):
     assert "none" in error_of(capsys, T.load_vectors, str(tmp_path / "v.txt"), {"alpha"})
 
 
-def test_a_cut_file_of_vectors_is_refused(T, tmp_path, capsys):
+def test_a_cut_file_of_vectors_is_read_up_to_the_cut(T, tmp_path):
     (tmp_path / "v.txt").write_text("beta 1 2\nalpha 1")
-    assert "after alpha" in error_of(
-        capsys, T.load_vectors, str(tmp_path / "v.txt"), {"alpha", "beta"}
-    )
+    assert T.load_vectors(str(tmp_path / "v.txt"), {"alpha", "beta"})[0] == ["beta"]
 
 
 def test_vectors_in_npz(T, tmp_path, capsys):
@@ -428,7 +426,7 @@ def test_the_peak_of_the_rate_is_lr(T, folder, monkeypatch, schedule, epochs, pe
 def test_evaluate_by_hand(T):
     """Wilson's interval of 9 in 10, as statsmodels gives it."""
     right = [[0.9, 0.1]] * 7 + [[0.1, 0.9]] * 2
-    figures = T.evaluate(torch.tensor([*right, [0.9, 0.1]]), torch.tensor([0] * 7 + [1] * 3))
+    figures = T.evaluate(torch.tensor([*right, [0.9, 0.1]]), [0] * 7 + [1] * 3)
     assert figures["oof_accuracy"] == pytest.approx(0.9) and figures["confusion"] == [
         [7, 0],
         [1, 2],

@@ -134,7 +134,7 @@ def test_loss_is_the_integral(vae_mnist):
     """One latent dimension: the importance-weighted bound against p(x) integrated on a grid."""
     torch.manual_seed(0)
     model = vae_mnist.VAE(1).eval()
-    model.posterior[0][-1].bias.data = torch.tensor([0.7, 0.5])  # away from the prior
+    model.groups[0].posterior[-1].bias.data = torch.tensor([0.7, 0.5])  # away from the prior
     images = some_images(vae_mnist, 2)
     z = torch.linspace(-8, 8, 2001)[:, None]
     logits = model.decode(z)
