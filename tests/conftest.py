@@ -1,14 +1,18 @@
 """Loads the scripts, whose names no import statement can take, and runs them as a person does."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data" / "sample"
+EXAMPLES = int(os.environ.get("FUZZ", 200))
+FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def load(name):

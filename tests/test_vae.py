@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import shutil
 import zipfile
 from types import SimpleNamespace
@@ -11,19 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLE, error_of
-from hypothesis import HealthCheck, given, settings
+from conftest import FUZZ, SAMPLE, error_of
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch.distributions import Bernoulli, LowRankMultivariateNormal, Normal, kl_divergence
 
 SMALL = "--epochs 3 --latent-dim 6 --batch-size 256".split()
 PICTURES = ("curves", "reconstructions", "samples", "interpolation", "posterior")
-FUZZ = settings(
-    max_examples=int(os.environ.get("FUZZ", 200)),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 
 @pytest.fixture(scope="module", params=["vae_mnist", "vae_anime"])
@@ -52,17 +46,11 @@ def some_images(V, n=5):
 
 @FUZZ
 @given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 10**6))
-def test_kl_is_torchs(vae_mnist, batch, dimensions, seed):
+def test_kl_is_torchs(V, batch, dimensions, seed):
     generator = torch.Generator().manual_seed(seed)
     mean, logvar = torch.randn(2, batch, dimensions, generator=generator).double()
     theirs = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(torch.zeros_like(mean), 1.0))
-    torch.testing.assert_close(vae_mnist.kl_divergence(mean, logvar), theirs)
-
-
-def test_kl_by_hand(V):
-    mean, logvar = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0.0, 0.0, math.log(4)]])
-    expected = torch.tensor([[0, 0.5, (4 - 1 - math.log(4)) / 2]])
-    torch.testing.assert_close(V.kl_divergence(mean, logvar), expected)
+    torch.testing.assert_close(V.kl_divergence(mean, logvar), theirs)
 
 
 def test_elbo_terms_are_torchs(V, model):
@@ -114,11 +102,9 @@ def test_samples_have_the_posteriors_moments(model):
     torch.testing.assert_close(z.var(0), logvar.exp(), atol=0.25, rtol=0)
 
 
-@pytest.mark.parametrize("latent_dim", [1, 5])
-def test_any_number_of_dimensions(V, latent_dim):
-    model = V.VAE(latent_dim)
-    decoded, mean, _ = model(V.to_float(some_images(V)))
-    assert mean.shape == (5, latent_dim) and decoded.isfinite().all()
+def test_any_number_of_dimensions(V):
+    decoded, mean, _ = V.VAE(5)(V.to_float(some_images(V)))
+    assert mean.shape == (5, 5) and decoded.isfinite().all()
 
 
 def test_later_groups_see_what_was_drawn_for_earlier_ones(vae_mnist):
@@ -140,9 +126,8 @@ def test_loss_is_the_integral(vae_mnist):
     logits = model.decode(z)
     exact = []
     for x in vae_mnist.to_float(images):
-        log_joint = Bernoulli(logits=logits).log_prob(x).sum((1, 2, 3)) + Normal(0.0, 1.0).log_prob(
-            z[:, 0]
-        )
+        log_joint = Bernoulli(logits=logits).log_prob(x).sum((1, 2, 3))
+        log_joint += Normal(0.0, 1.0).log_prob(z[:, 0])
         exact.append(log_joint.logsumexp(0).item() + math.log(16 / 2000))
     args = SimpleNamespace(dry_run=False, device="cpu")
     bound = vae_mnist.own_figures(args, model, images, 0.0)["iw_nll_nats"]
@@ -163,13 +148,12 @@ def test_faces_start_as_probabilistic_pca(vae_anime):
     variance = eigenvalues[5:].sum() / (12288 - 5)
     factors = components[:5].T * (eigenvalues[:5] - variance).sqrt()
     exact = LowRankMultivariateNormal(flat.mean(0), factors, variance.expand(12288))
-    losses = [
-        sum(part.flatten(1).sum(1).mean() for part in terms)
-        for terms in (
-            (a[:, None], b) for a, b, _, _ in (vae_anime.infer(model, images) for _ in range(9))
-        )
-    ]
-    assert -sum(losses).item() / 9 == pytest.approx(exact.log_prob(flat).mean().item(), abs=3)
+    losses = []
+    for _ in range(9):
+        reconstruction, kl, _, _ = vae_anime.infer(model, images)
+        losses.append((reconstruction.mean() + kl.sum(1).mean()).item())
+    expected = exact.log_prob(flat).mean().item()
+    assert -sum(losses) / 9 == pytest.approx(expected, abs=3)
 
 
 @pytest.mark.parametrize("kinds", [1, 2])
@@ -199,9 +183,8 @@ def test_the_mixture_finds_the_clusters(V):
     shares = torch.bincount(nearest) / 4000
     torch.testing.assert_close(shares, torch.tensor([0.6, 0.3, 0.1]), atol=0.03, rtol=0)
     assert distance.max() < 12
-    torch.testing.assert_close(
-        (drawn - centres[nearest]).std(0).float(), torch.tensor([0.8, 2.0]), rtol=0.2, atol=0
-    )
+    width = (drawn - centres[nearest]).std(0).float()
+    torch.testing.assert_close(width, torch.tensor([0.8, 2.0]), rtol=0.2, atol=0)
 
 
 # ----------------------------------------------------------------------------------------- data
@@ -221,10 +204,7 @@ def test_augmentation_moves_a_little_and_fades(vae_mnist):
     args = vae_mnist.parse_args(["--data", str(SAMPLE)])
     images = vae_mnist.load_images(args)[:400]
     x = vae_mnist.to_float(images)
-    same = [
-        (vae_mnist.training_input(images, progress) == x).float().mean()
-        for progress in (0, 0.9, 1.0)
-    ]
+    same = [(vae_mnist.training_input(images, p) == x).float().mean() for p in (0, 0.9, 1.0)]
     assert 0.8 < same[0] < 0.97 and same[0] < same[1] < 1 and same[2] > 0.999
 
 
@@ -299,6 +279,7 @@ def read_faces(vae_anime, folder, members, whole=640):
     return vae_anime.load_images(vae_anime.parse_args(["--data", str(folder)]))
 
 
+LIGHT = Image.new("L", (70, 90), 200)
 DEEP = np.full((64, 64), 51200, np.uint16)  # 200 of 8 bits
 UPSIDE_DOWN = Image.Exif()
 UPSIDE_DOWN[0x0112] = 3
@@ -309,14 +290,11 @@ TURNED.paste((0, 0, 0), (0, 0, 64, 20))
 @pytest.mark.parametrize(
     "data",
     [
-        *(
-            png(Image.new("L", (70, 90), 200).convert(mode))
-            for mode in ("L", "RGB", "RGBA", "P", "LA")
-        ),
-        png(Image.new("L", (64, 64), 200).convert("CMYK"), "JPEG"),
+        *(png(LIGHT.convert(mode)) for mode in ("L", "RGB", "RGBA", "P", "LA")),
+        png(LIGHT.convert("CMYK"), "JPEG"),
         png(Image.fromarray(DEEP)),
         png(Image.fromarray(np.full((64, 64), 200, np.int32)), "TIFF"),
-        png(Image.fromarray(np.full((64, 64), 51200, np.int32)), "TIFF"),
+        png(Image.fromarray(DEEP.astype(np.int32)), "TIFF"),
         png(Image.fromarray(np.full((64, 64), 200 / 255, np.float32)), "TIFF"),
         png(TURNED, "JPEG", exif=UPSIDE_DOWN),
     ],
@@ -328,13 +306,10 @@ def test_faces_as_a_viewer_shows_them(vae_anime, data):
     assert (face[:, :40].float() - 200).abs().max() < 6
 
 
-def test_what_is_transparent_is_white(vae_anime):
+def test_faces_are_on_white_and_cropped_to_the_centre(vae_anime):
     palette = png(Image.new("P", (64, 64), 3), "GIF", transparency=3)
     for data in (png(Image.new("RGBA", (64, 64), (9, 9, 9, 0))), palette):
         assert vae_anime.read_image(io.BytesIO(data)).min() == 255
-
-
-def test_faces_are_cropped_to_the_centre(vae_anime):
     image = Image.new("RGB", (64, 200), "blue")
     image.paste("red", (0, 60, 64, 140))
     face = vae_anime.read_image(io.BytesIO(png(image)))
@@ -396,8 +371,8 @@ def damaged(draw, whole):
     return bytes(data)
 
 
-def check_reader(V, folder, name, data):
-    (folder / name).write_bytes(data)
+def check_reader(V, folder, data):
+    (folder / V.FILE).write_bytes(data)
     try:
         images = V.load_images(V.parse_args(["--data", str(folder)]))
     except SystemExit as stopped:
@@ -408,14 +383,6 @@ def check_reader(V, folder, name, data):
 
 ARCHIVE = io.BytesIO()
 np.savez_compressed(ARCHIVE, image=GREY, label=np.arange(640))
-
-
-@FUZZ
-@given(data=damaged(ARCHIVE.getvalue()))
-def test_damaged_arrays_are_read_or_refused(vae_mnist, tmp_path_factory, data):
-    check_reader(vae_mnist, tmp_path_factory.getbasetemp(), "TibetanMNIST.npz", data)
-
-
 FACES = io.BytesIO()
 with zipfile.ZipFile(FACES, "w") as pictures:
     for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"):
@@ -423,9 +390,15 @@ with zipfile.ZipFile(FACES, "w") as pictures:
 
 
 @FUZZ
+@given(data=damaged(ARCHIVE.getvalue()))
+def test_damaged_arrays_are_read_or_refused(vae_mnist, tmp_path_factory, data):
+    check_reader(vae_mnist, tmp_path_factory.getbasetemp(), data)
+
+
+@FUZZ
 @given(data=damaged(FACES.getvalue()))
 def test_damaged_zips_are_read_or_refused(vae_anime, tmp_path_factory, data):
-    check_reader(vae_anime, tmp_path_factory.getbasetemp(), "anime-faces.zip", data)
+    check_reader(vae_anime, tmp_path_factory.getbasetemp(), data)
 
 
 # ----------------------------------------------------------------------------------------- runs
@@ -497,24 +470,21 @@ def test_eval_only_makes_the_same_again(V, course, finished, tmp_path):
     V.main(["--eval-only", "--seed", "7", "--data", str(course), "--out", str(tmp_path / "out")])
     assert outcome(tmp_path / "out") == before
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert (
-        metrics["config"]["latent_dim"] == 6 and metrics["seed"] == metrics["config"]["seed"] == 0
-    )
+    assert metrics["config"]["latent_dim"] == 6 and metrics["config"]["seed"] == 0
+    assert metrics["seed"] == 0
 
 
-@pytest.mark.parametrize("epoch, part", [(0, "begin"), (1, "end"), (2, "begin")])
+@pytest.mark.parametrize("epoch, finished_it", [(0, False), (1, True), (2, False)])
 def test_stopped_and_resumed_is_the_run_never_stopped(
-    V, course, finished, tmp_path, monkeypatch, epoch, part
+    V, course, finished, tmp_path, monkeypatch, epoch, finished_it
 ):
     train_round = V.train_round
 
     def stopped(args, model, optimizer, images, now):
-        if now == epoch and part == "begin":
-            raise KeyboardInterrupt
-        terms = train_round(args, model, optimizer, images, now)
+        terms = train_round(args, model, optimizer, images, now) if finished_it else None
         if now == epoch:
             raise KeyboardInterrupt
-        return terms
+        return terms or train_round(args, model, optimizer, images, now)
 
     argv = [*SMALL, "--data", str(course), "--out", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
@@ -565,18 +535,14 @@ def test_a_loss_that_is_not_finite(V, course, tmp_path, capsys):
 
 def test_a_gpu_without_float64(V, model, monkeypatch):
     """As Apple's: whatever is made double is on the CPU by then."""
-    double = torch.Tensor.double
+    double, cpu = torch.Tensor.double, torch.Tensor.cpu
+    moved = []  # the tensors themselves, so that no other gets the id of one of them
 
     def only_on_cpu(tensor):
-        assert tensor in on_cpu
+        assert any(tensor is one for one in moved)
         return double(tensor)
 
-    class Known(list):
-        def __contains__(self, tensor):
-            return any(tensor is one for one in self)
-
-    on_cpu, cpu = Known(), torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: on_cpu.append(cpu(t)) or on_cpu[-1])
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: moved.append(cpu(t)) or moved[-1])
     monkeypatch.setattr(torch.Tensor, "double", only_on_cpu)
     assert all(part.dtype == torch.float64 for part in V.infer(model, some_images(V)))
 
