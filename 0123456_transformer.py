@@ -364,6 +364,7 @@ class TransformerClassifier(nn.Module):
         self.norm = nn.LayerNorm(D)
         self.classify = nn.Sequential(nn.Dropout(0.3), nn.Linear(D, classes))
         self.register_buffer("ratios", torch.zeros(len(vocabulary), classes))
+        self.trust = 1.0 if vectors is None else 0.5  # in the ratios: who has vectors knows more
 
     def forward(self, tokens, return_attention=False):
         """tokens (B, T) -> logits (B, C), or (logits, [weights (B, H, T, T) of each layer])."""
@@ -382,7 +383,7 @@ class TransformerClassifier(nn.Module):
         logits = self.classify(x.amax(1))  # the largest over the text of each of the D features
         if not self.training:  # there, counted on the same rows, they would leave nothing to learn
             ratios = self.ratios[tokens].sum(1) / mask.sum(1, keepdim=True).sqrt()
-            logits = logits + ratios
+            logits = logits + self.trust * ratios
         return (logits, maps) if return_attention else logits
 
 

@@ -552,7 +552,7 @@ def draw_posterior(mean, logvar, path, title):
         "variance": (logvar[0].exp(), 1),
         "KL, nats, all images": (kl, 0),
     }
-    with new_figure(path, f"{title}: q(z|x) of the first test image", 10, 6.5) as figure:
+    with new_figure(path, f"{title}: q(z|x) of the first test image", 7, 5.2) as figure:
         for axis, (name, (values, prior)) in zip(
             figure.subplots(3, 1), panels.items(), strict=True
         ):

@@ -49,7 +49,7 @@ from tqdm import tqdm
 NAME = "vae_mnist"
 FILE = "TibetanMNIST.npz"
 LATENT_DIM = 32
-EPOCHS = 36
+EPOCHS = 32
 BATCH_SIZE = 128
 LR = 3e-3
 ROUNDS = 1  # points of the learning curve an epoch
@@ -541,7 +541,7 @@ def draw_posterior(mean, logvar, path, title):
         "variance": (logvar[0].exp(), 1),
         "KL, nats, all images": (kl, 0),
     }
-    with new_figure(path, f"{title}: q(z|x) of the first test image", 10, 6.5) as figure:
+    with new_figure(path, f"{title}: q(z|x) of the first test image", 7, 5.2) as figure:
         for axis, (name, (values, prior)) in zip(
             figure.subplots(3, 1), panels.items(), strict=True
         ):

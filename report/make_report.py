@@ -2,12 +2,15 @@
 
     python report/make_report.py
 
-The same files give the same bytes.
+All arithmetic is here; report.typ sets the strings that `summary` makes of the results. The same
+files give the same bytes.
 """
 
 import contextlib
 import json
+import math
 import shutil
+import statistics
 import tempfile
 from pathlib import Path
 
@@ -15,8 +18,280 @@ import typst
 from PIL import Image
 
 REPORT = Path(__file__).resolve().parent
-# Of these pictures, of 8 rows of images, the report shows the first 5 or 4; the others would double its size.
+# Of these pictures, of 8 rows of images, the report shows the first; the rest would double its size.
 TALL = ("reconstructions.png", "samples.png", "interpolation.png")
+LAMBDAS = (0, 1, 100)
+PIXELS = 3 * 64 * 64
+
+# ---------------------------------------------------------------------------------------- numbers
+
+
+def fixed(x, digits=0):
+    """A number with so many decimals, and a true minus."""
+    return f"{x:,.{digits}f}".replace("-", "−")
+
+
+def percent(x, digits=1):
+    return f"{100 * x:.{digits}f}%"
+
+
+def power(x):
+    """2.5 · 10⁻⁵, as characters."""
+    mantissa, exponent = f"{x:.1e}".split("e")
+    return f"{mantissa} · 10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def spread(values, digits=4):
+    """Mean ± standard deviation, if there are several."""
+    text = fixed(statistics.mean(values), digits)
+    return f"{text} ± {fixed(statistics.stdev(values), digits)}" if len(values) > 1 else text
+
+
+def points(row, base):
+    """Hundredths by which a row's accuracies lie above the base's on the same seeds, each."""
+    pairs = zip(row["accuracies"], base["accuracies"], strict=False)
+    return [100 * (a - b) for a, b in pairs]
+
+
+def signed(x, digits=2):
+    return ("+" if x > 0 else "") + fixed(x, digits)
+
+
+# ---------------------------------------------------------------------------------------- summary
+
+
+def load_results():
+    return {path.stem: json.loads(path.read_text()) for path in (REPORT / "results").glob("*.json")}
+
+
+def news_summary(results):
+    """What the classifier's sections quote."""
+    news = results["transformer"]
+    config = news["config"]
+    seeds = [news, *(results[f"transformer_seed{seed}"] for seed in range(1, 5))]
+    scratch = [results[f"transformer_scratch{seed}"] for seed in range(3)]
+    words = results["tokenizers"]
+    rows = words["tokenizers"]
+    rivals = results["rivals"]
+    deletion = results["deletion"]
+    confusion = news["confusion"]
+    total = sum(map(sum, confusion))
+    wrong = total - sum(confusion[k][k] for k in range(4))
+    half = 50 * (news["oof_accuracy_high"] - news["oof_accuracy_low"])
+    accuracies = [run["oof_accuracy"] for run in seeds]
+    behind = statistics.mean(accuracies) - statistics.mean(rivals["tf_idf_vectors"])
+    ablations = results["ablations"]["rows"]
+    measured = {row["setting"].split()[0].lower(): row for row in ablations if row["group"] == "tokenizer"}
+    rewrite = results["rewrite"]
+    d_model, d_hid = config["d_model"], config["d_hid"]
+    layer = 4 * d_model**2 + 4 * d_model + 2 * d_model * d_hid + d_hid + d_model + 4 * d_model
+    others = [rows[name] for name in ("treebank", "toktok", "tweet")]
+    punct, blank = rows["wordpunct"], rows["whitespace"]
+    return {
+        "accuracy": spread(accuracies),
+        "accuracy_none": spread([run["oof_accuracy"] for run in scratch]),
+        "rivals": {name: spread(rivals[name]) for name in ("naive_bayes", "tf_idf", "tf_idf_vectors")},
+        "behind": fixed(100 * behind, 1),
+        "seed0": fixed(news["oof_accuracy"], 4),
+        "low": fixed(news["oof_accuracy_low"], 4),
+        "high": fixed(news["oof_accuracy_high"], 4),
+        "half": fixed(half, 1),
+        "rows": fixed(total),
+        "wrong": str(wrong),
+        "business": str(confusion[2][3] + confusion[3][2]),
+        "sports": percent(confusion[1][1] / sum(confusion[1])),
+        "config": {name: str(value) for name, value in config.items()},
+        "head": str(d_model // config["nhead"]),
+        "layer": fixed(layer),
+        "lengths": {
+            "shortest": str(words["lengths"]["shortest"]),
+            "median": str(words["lengths"]["median"]),
+            "longest": str(words["lengths"]["longest"]),
+            "padding": percent(words["lengths"]["padding_to_longest"], 0),
+            "padding_sorted": percent(words["lengths"]["padding_by_length"]),
+        },
+        "tokenizers": [
+            [
+                name,
+                fixed(row["words"]),
+                fixed(row["vocabulary_alone"] - 2),
+                fixed(row["tokens_per_text"], 1),
+                percent(row["unknown_tokens_alone"]),
+                percent(row["unknown_tokens_with_vectors"]),
+                percent(row["tokens_with_vector"]),
+                fixed(row["texts_per_second"], -2),
+                spread(measured[name]["accuracies"]),
+            ]
+            for name, row in rows.items()
+        ],
+        "examples": [[name, rows[name]["example"]] for name in ("whitespace", "wordpunct", "treebank")],
+        "blank_words": fixed(blank["words"]),
+        "punct_words": fixed(punct["words"]),
+        "blank_unknown": percent(blank["unknown_tokens_alone"]),
+        "punct_unknown": percent(punct["unknown_tokens_alone"]),
+        "punct_texts": percent(punct["texts_with_unknown_alone"], 0),
+        "punct_unknown_glove": percent(punct["unknown_tokens_with_vectors"]),
+        "punct_texts_glove": percent(punct["texts_with_unknown_with_vectors"], 0),
+        "others_unknown_glove": percent(min(row["unknown_tokens_with_vectors"] for row in others)),
+        "min_counts": [
+            [
+                str(row["min_count"]),
+                fixed(row["vocabulary_alone"] - 2),
+                percent(row["unknown_tokens_alone"]),
+                percent(row["texts_with_unknown_alone"]),
+                percent(row["unknown_tokens_with_vectors"]),
+                percent(row["texts_with_unknown_with_vectors"]),
+            ]
+            for row in words["min_counts"]
+        ],
+        "ablations": ablation_rows(ablations),
+        "ablations_commit": results["ablations"]["commit"][:7],
+        "rewrite": [
+            [row["what"], spread(row["accuracies"]), signed(statistics.mean(points(row, rewrite["rows"][0])))]
+            + [fixed(statistics.mean(row["losses"]), 3), str(len(row["accuracies"]))]
+            for row in rewrite["rows"]
+        ],
+        "rewrite_commit": rewrite["commit"][:7],
+        "sixth": fixed(statistics.mean(rewrite["all_rows"]["with_sixth"]), 4),
+        "five": fixed(statistics.mean(rewrite["all_rows"]["folds"]), 4),
+        "deletion": {
+            "attended": percent(deletion["attended_changed"]),
+            "random": percent(deletion["random_changed"]),
+            "attended_fall": fixed(deletion["attended_fall"], 3),
+            "random_fall": fixed(deletion["random_fall"], 3),
+            "ratio": fixed(deletion["attended_fall"] / deletion["random_fall"]),
+            "survive": percent(1 - deletion["attended_changed"], 0),
+        },
+        "lines": {name: str(results["tried"]["leaderboard"][name]) for name in ("random", "baseline", "advanced")},
+    }
+
+
+def ablation_rows(rows):
+    """[group, setting, accuracy, points, loss, seeds] of each ablation; * marks the script's own, the
+    first of its group but for layers' and heads' neighbours."""
+    own = {"heads": "4", "d_model": "128", "d_hid": "256", "dropout": "0.1"}
+    table = []
+    for group in dict.fromkeys(row["group"] for row in rows):
+        members = [row for row in rows if row["group"] == group]
+        base = next(row for row in members if row["setting"] == own.get(group, members[0]["setting"]))
+        for row in members:
+            mark = row is base
+            table.append(
+                [
+                    group if row is members[0] else "",
+                    row["setting"] + (" *" if mark else ""),
+                    spread(row["accuracies"]),
+                    "" if mark else signed(statistics.mean(points(row, base))),
+                    fixed(statistics.mean(row["losses"]), 3),
+                    str(len(row["accuracies"])),
+                ]
+            )
+    return table
+
+
+def vae_summary(results):
+    """What the autoencoders' sections quote: d0, d1, d100 of the digits, f0, f1, f100 of the faces."""
+    digits = {weight: results[f"vae_mnist_kl{weight}"] for weight in LAMBDAS}
+    faces = {weight: results[f"vae_anime_kl{weight}"] for weight in LAMBDAS}
+    random = {weight: results[f"vae_anime_random{'_kl0' if weight == 0 else ''}"] for weight in (0, 1)}
+    rival = results["mlp_vae"]
+    nats = ("negative_elbo_nats", "reconstruction_nats", "kl_nats", "iw_nll_nats")
+    summary = {}
+    for weight, run in digits.items():
+        summary[f"d{weight}"] = {
+            "elbo": fixed(run["negative_elbo_nats"], 2),
+            "reconstruction": fixed(run["reconstruction_nats"], 1),
+            "kl": fixed(run["kl_nats"], 1),
+            "kl_power": power(run["kl_nats"]),
+            "iw": fixed(run["iw_nll_nats"], 2),
+            "prior": percent(run["legible_prior"], 0),
+            "mixture": percent(run["legible_mixture"], 0),
+            "real": percent(run["legible_real"], 0),
+            "variance": power(run["posterior_variance_mean"]),
+            "pixels": fixed(run["test_pixel_cross_entropy_nats"], 2),
+            "needs": fixed(run["reconstruction_nats"], 2),
+            "active": str(run["active_units"]),
+        }
+    for weight, run in [*faces.items(), ("r0", random[0]), ("r1", random[1])]:
+        eigenvalues = run["code_eigenvalues_least_greatest"]
+        summary[f"f{weight}"] = {
+            "bits": fixed(run["bits_per_dim"], 3),
+            "psnr": fixed(run["psnr_db"], 2),
+            "kl": fixed(run["kl_nats"]),
+            "sigma": fixed(run["sigma"], 4),
+            "prior": fixed(run["swd_prior"], 1),
+            "reconstructions": fixed(run["swd_reconstructions"], 1),
+            "mixture": fixed(run["swd_mixture"], 1),
+            "ratio": fixed(run["swd_prior"] / run["swd_reconstructions"], 2),
+            "variance": power(run["posterior_variance_mean"]),
+            "least": fixed(eigenvalues[0], 2),
+            "greatest": fixed(eigenvalues[1], 2),
+            "active": str(run["active_units"]),
+            "above": str(run["components_above_lambda_variance"]),
+            "product": fixed(100 * run["sigma"] ** 2, 2),
+            "square": power(run["sigma"] ** 2),
+            "inverse": fixed(1 / run["sigma"] ** 2),
+        }
+    names = {**{f"λ = {weight}": faces[weight] for weight in LAMBDAS}}
+    names |= {f"λ = {weight}, random start": random[weight] for weight in (1, 0)}
+    summary |= {
+        "digits": [
+            [f"λ = {weight}", *(fixed(run[name], 2) for name in nats), str(run["active_units"])]
+            + [percent(run[f"legible_{name}"]) for name in ("reconstructions", "prior", "mixture")]
+            for weight, run in digits.items()
+        ],
+        "rival": [fixed(rival[name], 2) for name in nats],
+        "rival_behind": fixed(rival["iw_nll_nats"] - digits[1]["iw_nll_nats"], 1),
+        "faces": [
+            [name, fixed(run["bits_per_dim"], 3), fixed(run["kl_nats"], 1), fixed(run["psnr_db"], 2)]
+            + [fixed(run["sigma"], 4), str(run["active_units"])]
+            + [fixed(run[f"swd_{kind}"], 1) for kind in ("reconstructions", "prior", "mixture")]
+            + ["–".join(fixed(value, 2) for value in run["code_eigenvalues_least_greatest"])]
+            for name, run in names.items()
+        ],
+        "swd_real": fixed(faces[1]["swd_real"], 1),
+        "test_digits": fixed(digits[1]["test_images"]),
+        "test_faces": fixed(faces[1]["test_images"]),
+        "saves": percent(1 - math.exp(-200 / PIXELS)),
+        "parameters": [fixed(digits[1]["parameters"]), fixed(faces[1]["parameters"])],
+        "dc": {name: str(value) for name, value in digits[1]["config"].items()},
+        "fc": {name: str(value) for name, value in faces[1]["config"].items()},
+        "trade": [
+            [row["what"], str(row["epochs"]), fixed(row["negative_elbo_nats"], 1)]
+            + [percent(row["legible_prior"], 0)]
+            + [percent(row["legible_mixture"], 0) if row["legible_mixture"] else "–"]
+            for row in results["trade"]["rows"]
+        ],
+        "tried": [
+            [row["what"], fixed(row["psnr_db"], 2), fixed(row["bits_per_dim"], 3)]
+            + [f"{row['prior']:.1f} / {row['reconstructions']:.1f}"]
+            for row in results["tried"]["faces"]["rows"]
+        ],
+    }
+    return summary
+
+
+def summary():
+    """All that report.typ quotes, as strings."""
+    results = load_results()
+    speed = results["speed"]
+    names = ["transformer", "transformer_scratch0"]
+    names += [f"{kind}_kl{weight}" for kind in ("vae_mnist", "vae_anime") for weight in LAMBDAS]
+    return vae_summary(results) | {
+        "news": news_summary(results),
+        "seconds": [
+            [name, fixed(results[name]["train_seconds"]), fixed(results[name]["wall_seconds"])]
+            + [results[name]["commit"][:7]]
+            for name in names
+        ],
+        "machine": {name: str(value) for name, value in results["transformer"]["machine"].items()},
+        "versions": results["transformer"]["versions"],
+        "encoder": [fixed(figures["ratio"], 2) for figures in speed["encoder"].values()],
+        "tokens": fixed(speed["run"]["ratio"], 1),
+    }
+
+
+# -------------------------------------------------------------------------------------------- pdf
 
 
 def place_picture(path, folder):
@@ -25,9 +300,8 @@ def place_picture(path, folder):
         shutil.copy(path, folder)
         return
     with Image.open(path) as image:
-        rows = 5 if path.name == "vae_mnist_samples.png" else 4
-        height = 63 + 74 * rows
-        image = image.convert("RGB").crop((0, 0, image.width, height))
+        rows = 5 if path.name == "vae_mnist_kl1_samples.png" else 4
+        image = image.convert("RGB").crop((0, 0, image.width, 63 + 74 * rows))
     if "anime" in path.name:  # as JPEG they halve the report
         image.save(folder / f"{path.stem}.jpg", quality=92, subsampling=0)
     else:
@@ -36,19 +310,16 @@ def place_picture(path, folder):
 
 @contextlib.contextmanager
 def source():
-    """What typst.compile and typst.query need; report.typ is told the names of the results and figures there are."""
+    """What typst.compile and typst.query need."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        shutil.copytree(REPORT / "results", root / "results")
         (root / "figures").mkdir()
         for path in REPORT.glob("figures/*.png"):
             place_picture(path, root / "figures")
         for name in ("report.typ", "references.bib"):
             shutil.copy(REPORT / name, root)
-        have = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*"))
-        yield dict(
-            input=root / "report.typ", root=root, sys_inputs={"have": json.dumps(have)}, ignore_system_fonts=True
-        )
+        (root / "summary.json").write_text(json.dumps(summary()))
+        yield {"input": root / "report.typ", "root": root, "ignore_system_fonts": True}
 
 
 def build():
