@@ -555,7 +555,8 @@ def draw_attention(model, held, oof, classes, path):
                 axes[head].imshow(maps[head], vmin=0)
                 axes[head].set(title=f"head {head + 1}", xticks=[], yticks=[])
             axes[0].set_yticks(range(len(row.tokens)), row.tokens, fontsize=5)
-            axes["words"].imshow(maps.mean((0, 1))[None], cmap="Reds", vmin=0, aspect="auto")
+            shades = maps.mean((0, 1))[None]
+            axes["words"].imshow(shades, "Reds", vmin=0, vmax=1.5 * shades.max(), aspect="auto")
             axes["words"].axis("off")
             for i, word in enumerate(row.tokens):
                 axes["words"].text(i, 0, word, rotation=90, ha="center", va="center", fontsize=8)
