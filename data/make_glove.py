@@ -31,7 +31,8 @@ def main(archive: str) -> None:
     error = np.linalg.norm(vectors * scale[:, None] - exact, axis=1) / np.linalg.norm(exact, axis=1)
     path = Path(__file__).with_name("glove.6B.100d.npz")
     np.savez_compressed(path, words=np.array(words), vectors=vectors, scale=scale)
-    print(f"{path}: {len(words):,} words, {path.stat().st_size / 1e6:.1f} MB, error {error.mean():.2%}")
+    size = path.stat().st_size / 1e6
+    print(f"{path}: {len(words):,} words, {size:.1f} MB, error {error.mean():.2%}")
 
 
 if __name__ == "__main__":

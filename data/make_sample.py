@@ -133,7 +133,10 @@ DIGITS = [
     [[(0.5, 0.1), (0.85, 0.35), (0.8, 0.75), (0.5, 0.9), (0.2, 0.7), (0.15, 0.35), (0.5, 0.1)]],
     [[(0.3, 0.2), (0.7, 0.2), (0.3, 0.85)], [(0.25, 0.5), (0.6, 0.5)]],
     [[(0.2, 0.15), (0.75, 0.2), (0.8, 0.45), (0.3, 0.5), (0.75, 0.9)]],
-    [[(0.2, 0.15), (0.8, 0.15), (0.45, 0.45), (0.8, 0.65), (0.3, 0.9)], [(0.2, 0.45), (0.45, 0.45)]],
+    [
+        [(0.2, 0.15), (0.8, 0.15), (0.45, 0.45), (0.8, 0.65), (0.3, 0.9)],
+        [(0.2, 0.45), (0.45, 0.45)],
+    ],
     [[(0.25, 0.1), (0.2, 0.55), (0.85, 0.6)], [(0.6, 0.3), (0.6, 0.95)]],
     [[(0.8, 0.1), (0.25, 0.3), (0.75, 0.55), (0.2, 0.9)]],
     [[(0.7, 0.1), (0.25, 0.55), (0.3, 0.85), (0.7, 0.85), (0.7, 0.6), (0.3, 0.6)]],
@@ -144,38 +147,53 @@ DIGITS = [
 
 
 def make_digits(rng, n):
-    """(images uint8 (n, 28, 28), labels int64 (n,)): the strokes, each point and the whole jittered."""
+    """(images uint8 (n, 28, 28), labels int64 (n,)): strokes, each point and the whole jittered."""
     images, labels = np.zeros((n, 28, 28), np.uint8), rng.integers(0, len(DIGITS), n)
     for image, label in zip(images, labels, strict=True):
         turn, width = rng.normal(0, 0.12), int(rng.integers(7, 14))
-        matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * rng.uniform(0.8, 1.05)
+        matrix = np.array(
+            [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+        ) * rng.uniform(0.8, 1.05)
         canvas = Image.new("L", (140, 140))
         for stroke in DIGITS[label]:
             points = (np.array(stroke) - 0.5 + rng.normal(0, 0.025, (len(stroke), 2))) @ matrix
             points = [tuple(point) for point in points * 100 + 70 + rng.normal(0, 3, 2)]
             ImageDraw.Draw(canvas).line(points, fill=255, width=width, joint="curve")
-        image[:] = np.asarray(canvas.filter(ImageFilter.BoxBlur(2)).resize((28, 28), Image.Resampling.BOX))
+        image[:] = np.asarray(
+            canvas.filter(ImageFilter.BoxBlur(2)).resize((28, 28), Image.Resampling.BOX)
+        )
     return images, labels
 
 
 def make_face(rng):
-    """A drawn face, RGB 64 x 64: hair, skin, eyes, mouth, each of a colour, a place and a size of its own."""
+    """A drawn face, RGB 64 x 64: hair, skin, eyes, mouth, each of its own colour, place and size."""
 
     def colour(hue, saturation, value):
         return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, saturation, value))
 
     def ellipse(x, y, width, height, fill):
-        draw.ellipse([2 * (x - width), 2 * (y - height), 2 * (x + width), 2 * (y + height)], fill=fill)
+        draw.ellipse(
+            [2 * (x - width), 2 * (y - height), 2 * (x + width), 2 * (y + height)], fill=fill
+        )
 
     hue, tone, eye = rng.random(), rng.uniform(0.75, 1), rng.random()
-    x, y, wide, look = rng.normal(32, 1.5), rng.normal(36, 1.5), rng.normal(17, 1.2), rng.normal(0, 1.2)
-    canvas = Image.new("RGB", (128, 128), colour(rng.random(), rng.uniform(0, 0.3), rng.uniform(0.8, 1)))
+    x, y, wide, look = (
+        rng.normal(32, 1.5),
+        rng.normal(36, 1.5),
+        rng.normal(17, 1.2),
+        rng.normal(0, 1.2),
+    )
+    canvas = Image.new(
+        "RGB", (128, 128), colour(rng.random(), rng.uniform(0, 0.3), rng.uniform(0.8, 1))
+    )
     draw = ImageDraw.Draw(canvas)
     hair, shade = colour(hue, 0.6, tone), colour(hue, 0.7, tone * 0.8)
     ellipse(x, y - 4, wide + 9, 26, shade)
     if rng.random() < 0.5:  # long hair
         draw.rectangle([2 * (x - wide - 7), 2 * y, 2 * (x + wide + 7), 128], fill=shade)
-    draw.rectangle([2 * (x - 5), 2 * (y + 12), 2 * (x + 5), 128], fill=colour(0.07, 0.3, tone * 0.9))
+    draw.rectangle(
+        [2 * (x - 5), 2 * (y + 12), 2 * (x + 5), 128], fill=colour(0.07, 0.3, tone * 0.9)
+    )
     ellipse(x, y, wide, 20, colour(0.07, rng.uniform(0.12, 0.3), tone))
     for side in (-1, 1):
         place = x + side * wide / 2
@@ -185,9 +203,18 @@ def make_face(rng):
         ellipse(place + look - 1, y + 1, 1, 1, "white")
         draw.line([2 * (place - 5), 2 * (y - 4), 2 * (place + 5), 2 * (y - 5)], fill=shade, width=3)
     smile = rng.uniform(1, 4)
-    draw.chord([2 * (x - 4), 2 * (y + 12 - smile), 2 * (x + 4), 2 * (y + 12 + smile)], 0, 180, fill=colour(0, 0.6, 0.8))
-    fringe = [(2 * (x + wide * (i / 4 - 1)), 2 * (y - 7 - (i % 2) * rng.uniform(3, 8))) for i in range(9)]
-    draw.polygon([(2 * (x - wide - 2), 2 * (y - 24)), *fringe, (2 * (x + wide + 2), 2 * (y - 24))], fill=hair)
+    draw.chord(
+        [2 * (x - 4), 2 * (y + 12 - smile), 2 * (x + 4), 2 * (y + 12 + smile)],
+        0,
+        180,
+        fill=colour(0, 0.6, 0.8),
+    )
+    fringe = [
+        (2 * (x + wide * (i / 4 - 1)), 2 * (y - 7 - (i % 2) * rng.uniform(3, 8))) for i in range(9)
+    ]
+    draw.polygon(
+        [(2 * (x - wide - 2), 2 * (y - 24)), *fringe, (2 * (x + wide + 2), 2 * (y - 24))], fill=hair
+    )
     return canvas.resize((64, 64), Image.Resampling.BOX)
 
 
@@ -197,7 +224,9 @@ def write_faces(rng, n):
         for i in range(n):
             png = io.BytesIO()
             make_face(rng).save(png, "PNG", optimize=True)
-            archive.writestr(zipfile.ZipInfo(f"data/{i + 1}.png"), png.getvalue())  # dated 1980, always
+            archive.writestr(
+                zipfile.ZipInfo(f"data/{i + 1}.png"), png.getvalue()
+            )  # dated 1980, always
 
 
 def write_csv(name, heading, rows):
@@ -210,8 +239,14 @@ def main():
     SAMPLE.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     train, test = make_news(rng, 480), make_news(rng, 96)
-    write_csv("train.csv", ("Id", "Category", "Title", "Description"), [(i, *row) for i, row in enumerate(train, 1)])
-    write_csv("test.csv", ("Id", "Title", "Description"), [(i, *row[1:]) for i, row in enumerate(test, 1)])
+    write_csv(
+        "train.csv",
+        ("Id", "Category", "Title", "Description"),
+        [(i, *row) for i, row in enumerate(train, 1)],
+    )
+    write_csv(
+        "test.csv", ("Id", "Title", "Description"), [(i, *row[1:]) for i, row in enumerate(test, 1)]
+    )
     images, labels = make_digits(np.random.default_rng(1), 2000)
     np.savez_compressed(SAMPLE / "TibetanMNIST.npz", image=images, label=labels)
     write_faces(np.random.default_rng(2), 1000)

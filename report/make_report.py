@@ -18,7 +18,7 @@ import typst
 from PIL import Image
 
 REPORT = Path(__file__).resolve().parent
-# Of these pictures, of 8 rows of images, the report shows the first; the rest would double its size.
+# Of these pictures, of 8 rows of images, the report shows the first: all would double its size.
 TALL = ("reconstructions.png", "samples.png", "interpolation.png")
 LAMBDAS = (0, 1, 100)
 PIXELS = 3 * 64 * 64
@@ -38,7 +38,9 @@ def percent(x, digits=1):
 def power(x):
     """2.5 · 10⁻⁵, as characters."""
     mantissa, exponent = f"{x:.1e}".split("e")
-    return f"{mantissa} · 10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{mantissa} · 10" + str(int(exponent)).translate(
+        str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    )
 
 
 def spread(values, digits=4):
@@ -81,7 +83,9 @@ def news_summary(results):
     accuracies = [run["oof_accuracy"] for run in seeds]
     behind = statistics.mean(accuracies) - statistics.mean(rivals["tf_idf_vectors"])
     ablations = results["ablations"]["rows"]
-    measured = {row["setting"].split()[0].lower(): row for row in ablations if row["group"] == "tokenizer"}
+    measured = {
+        row["setting"].split()[0].lower(): row for row in ablations if row["group"] == "tokenizer"
+    }
     rewrite = results["rewrite"]
     d_model, d_hid = config["d_model"], config["d_hid"]
     layer = 4 * d_model**2 + 4 * d_model + 2 * d_model * d_hid + d_hid + d_model + 4 * d_model
@@ -90,7 +94,9 @@ def news_summary(results):
     return {
         "accuracy": spread(accuracies),
         "accuracy_none": spread([run["oof_accuracy"] for run in scratch]),
-        "rivals": {name: spread(rivals[name]) for name in ("naive_bayes", "tf_idf", "tf_idf_vectors")},
+        "rivals": {
+            name: spread(rivals[name]) for name in ("naive_bayes", "tf_idf", "tf_idf_vectors")
+        },
         "behind": fixed(100 * behind, 1),
         "seed0": fixed(news["oof_accuracy"], 4),
         "low": fixed(news["oof_accuracy_low"], 4),
@@ -124,7 +130,9 @@ def news_summary(results):
             ]
             for name, row in rows.items()
         ],
-        "examples": [[name, rows[name]["example"]] for name in ("whitespace", "wordpunct", "treebank")],
+        "examples": [
+            [name, rows[name]["example"]] for name in ("whitespace", "wordpunct", "treebank")
+        ],
         "blank_words": fixed(blank["words"]),
         "punct_words": fixed(punct["words"]),
         "blank_unknown": percent(blank["unknown_tokens_alone"]),
@@ -147,7 +155,11 @@ def news_summary(results):
         "ablations": ablation_rows(ablations),
         "ablations_commit": results["ablations"]["commit"][:7],
         "rewrite": [
-            [row["what"], spread(row["accuracies"]), signed(statistics.mean(points(row, rewrite["rows"][0])))]
+            [
+                row["what"],
+                spread(row["accuracies"]),
+                signed(statistics.mean(points(row, rewrite["rows"][0]))),
+            ]
             + [fixed(statistics.mean(row["losses"]), 3), str(len(row["accuracies"]))]
             for row in rewrite["rows"]
         ],
@@ -162,18 +174,22 @@ def news_summary(results):
             "ratio": fixed(deletion["attended_fall"] / deletion["random_fall"]),
             "survive": percent(1 - deletion["attended_changed"], 0),
         },
-        "lines": {name: str(results["tried"]["leaderboard"][name]) for name in ("random", "baseline", "advanced")},
+        "lines": {
+            name: str(results["tried"]["leaderboard"][name])
+            for name in ("random", "baseline", "advanced")
+        },
     }
 
 
 def ablation_rows(rows):
-    """[group, setting, accuracy, points, loss, seeds] of each ablation; * marks the script's own, the
-    first of its group but for layers' and heads' neighbours."""
+    """[group, setting, accuracy, points, loss, seeds] of each ablation; * marks the script's own."""
     own = {"heads": "4", "d_model": "128", "d_hid": "256", "dropout": "0.1"}
     table = []
     for group in dict.fromkeys(row["group"] for row in rows):
         members = [row for row in rows if row["group"] == group]
-        base = next(row for row in members if row["setting"] == own.get(group, members[0]["setting"]))
+        base = next(
+            row for row in members if row["setting"] == own.get(group, members[0]["setting"])
+        )
         for row in members:
             mark = row is base
             table.append(
@@ -190,10 +206,12 @@ def ablation_rows(rows):
 
 
 def vae_summary(results):
-    """What the autoencoders' sections quote: d0, d1, d100 of the digits, f0, f1, f100 of the faces."""
+    """What the autoencoders' sections quote: d0, d1, d100 are digits, f0, f1, f100 faces."""
     digits = {weight: results[f"vae_mnist_kl{weight}"] for weight in LAMBDAS}
     faces = {weight: results[f"vae_anime_kl{weight}"] for weight in LAMBDAS}
-    random = {weight: results[f"vae_anime_random{'_kl0' if weight == 0 else ''}"] for weight in (0, 1)}
+    random = {
+        weight: results[f"vae_anime_random{'_kl0' if weight == 0 else ''}"] for weight in (0, 1)
+    }
     rival = results["mlp_vae"]
     nats = ("negative_elbo_nats", "reconstruction_nats", "kl_nats", "iw_nll_nats")
     summary = {}
@@ -243,7 +261,12 @@ def vae_summary(results):
         "rival": [fixed(rival[name], 2) for name in nats],
         "rival_behind": fixed(rival["iw_nll_nats"] - digits[1]["iw_nll_nats"], 1),
         "faces": [
-            [name, fixed(run["bits_per_dim"], 3), fixed(run["kl_nats"], 1), fixed(run["psnr_db"], 2)]
+            [
+                name,
+                fixed(run["bits_per_dim"], 3),
+                fixed(run["kl_nats"], 1),
+                fixed(run["psnr_db"], 2),
+            ]
             + [fixed(run["sigma"], 4), str(run["active_units"])]
             + [fixed(run[f"swd_{kind}"], 1) for kind in ("reconstructions", "prior", "mixture")]
             + ["–".join(fixed(value, 2) for value in run["code_eigenvalues_least_greatest"])]
