@@ -34,7 +34,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, stop)
     sys.stdout = sys.stdout or open(os.devnull, "w")  # a service has none
     sys.stderr = sys.stderr or open(os.devnull, "w")
-    sys.stdout.reconfigure(errors="backslashreplace")  # for letters that the terminal lacks
+    if hasattr(sys.stdout, "reconfigure"):  # for letters that the terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
 os.environ["MPLBACKEND"] = "agg"  # a notebook's setting, inherited, would stop the import
 
 import matplotlib
@@ -55,20 +56,20 @@ BATCH_SIZE = 64
 LR = 1e-3
 ROUNDS = 3  # points of the learning curve an epoch
 KL_WARM_UP = 0.001  # share of training over which the KL term grows to its weight
-CLIP = 1e5  # norm of the gradient
+CLIP = 1e5  # norm of the gradient above which it is scaled down
 
 # --------------------------------------------------------------------------------------- arguments
 
 
-def number(kind, low, high):
+def between(kind, low, high):
     """A type for argparse: an int or a float from low to high."""
 
-    def parse(text):
+    def number(text):
         if not low <= kind(text) <= high:
             raise argparse.ArgumentTypeError(f"{text} is not from {low:g} to {high:g}")
         return kind(text)
 
-    return parse
+    return number
 
 
 def parse_args(argv=None):
@@ -78,12 +79,12 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--data", type=Path, help=f"folder of {FILE} (else: data beside the script)")
     add("--out", type=Path, help=f"folder of what is written (else: results/{NAME}/kl...)")
-    add("--kl-weight", type=number(float, 0, 1e6), default=1.0, help="lambda, of the KL term")
-    add("--latent-dim", type=number(int, 1, 1024), default=LATENT_DIM, help="dimensions of z")
-    add("--epochs", type=number(int, 1, 10000), default=EPOCHS, help="passes over the images")
-    add("--batch-size", type=number(int, 1, 4096), default=BATCH_SIZE, help="images a step")
-    add("--lr", type=number(float, 1e-9, 1e6), default=LR, help="peak learning rate")
-    add("--seed", type=number(int, 0, 2**31), default=0, help="seed of all but the split")
+    add("--kl-weight", type=between(float, 0, 1e6), default=1.0, help="lambda, of the KL term")
+    add("--latent-dim", type=between(int, 1, 1024), default=LATENT_DIM, help="dimensions of z")
+    add("--epochs", type=between(int, 1, 10000), default=EPOCHS, help="passes over the images")
+    add("--batch-size", type=between(int, 1, 4096), default=BATCH_SIZE, help="images a step")
+    add("--lr", type=between(float, 1e-9, 1e6), default=LR, help="peak learning rate")
+    add("--seed", type=between(int, 0, 2**31), default=0, help="seed of all but the split")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
     add("--resume", action="store_true", help="go on from the last epoch of an interrupted run")
     add("--eval-only", action="store_true", help="figures and pictures of the model.pt in --out")
@@ -143,7 +144,8 @@ def load_saved(path):
             raise ValueError("damaged")
         return torch.load(path, map_location="cpu", weights_only=True)[NAME]
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        fail(f"no whole file of this script at {path} ({error}): train first, without --resume")
+        hint = "train, without --resume or --eval-only"
+        fail(f"no whole file of this script at {path} ({error}): {hint}")
 
 
 # -------------------------------------------------------------------------------------------- data
@@ -345,22 +347,22 @@ def elbo_terms(model, x):
 def learning_rate(progress, peak):
     """Linear warm-up over the first fiftieth of training, then half a cosine down to 0."""
     if progress < 0.02:
-        return peak * (0.01 + progress / 0.02)
+        return peak * progress / 0.02
     return peak * (1 + math.cos(math.pi * progress)) / 2
 
 
-def train_round(args, model, optimizer, images, turn):
-    """Train on one in ROUNDS of uint8 images, drawn anew: ROUNDS rounds are an epoch. The mean
-    reconstruction and KL, nats, as they were on the way."""
+def train_round(args, model, optimizer, images, done):
+    """Train on one in ROUNDS of uint8 images, drawn anew, after `done` rounds: ROUNDS rounds are an
+    epoch. The mean reconstruction and KL, nats, as they were on the way."""
     model.train()
     order = torch.randperm(len(images))[: math.ceil(len(images) / ROUNDS)]
     batches = order.to(images.device).split(args.batch_size)
     history = []
     for step, rows in enumerate(batches):
-        progress = (turn + step / len(batches)) / (args.epochs * ROUNDS)
+        progress = (done + step / len(batches)) / (args.epochs * ROUNDS)
         optimizer.param_groups[0]["lr"] = learning_rate(progress, args.lr)
         reconstruction, kl = elbo_terms(model, training_input(images[rows], progress))
-        # The KL term grows to its weight (Bowman et al. 2016): z pays before it costs.
+        # The KL term grows to its weight (Bowman et al. 2016): the decoder learns to use z first.
         weight = args.kl_weight * min(1, progress / KL_WARM_UP)
         loss = (reconstruction + weight * kl.sum(1)).mean()
         optimizer.zero_grad()
@@ -376,10 +378,10 @@ def train(args, images, validation):
     torch.manual_seed(args.seed)
     model = new_model(args, images).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
-    config = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
+    # All that decides the weights, by its bytes: another run's checkpoint is not gone on with.
     aside = ("data", "out", "device", "resume")
-    decisive = repr({name: value for name, value in config.items() if name not in aside})
-    run = hashlib.sha256(decisive.encode() + images.numpy().tobytes()).hexdigest()
+    config = {name: value for name, value in vars(args).items() if name not in aside}
+    run = hashlib.sha256(repr(config).encode() + images.numpy().tobytes()).hexdigest()
     saved = {"config": config, "run": run, "history": [], "seconds": 0.0}
     path = args.out / "checkpoint.pt"
     if args.resume and path.exists():
@@ -391,13 +393,13 @@ def train(args, images, validation):
     started = time.perf_counter() - saved["seconds"]
     images = images.to(args.device)
     rounds = range(len(saved["history"]), args.epochs * ROUNDS)
-    for turn in tqdm(rounds, "training", unit="round", disable=None):
-        torch.manual_seed(args.seed + 1000 * (turn + 1))  # resumed, it draws the same
-        terms = train_round(args, model, optimizer, images, turn)
+    for done in tqdm(rounds, "training", unit="round", disable=None):
+        torch.manual_seed(args.seed + 1000 * (done + 1))  # resumed, it draws the same
+        terms = train_round(args, model, optimizer, images, done)
         reconstruction, kl, _, _ = infer(model, validation)
         saved["history"].append([*terms, reconstruction.mean().item(), kl.sum(1).mean().item()])
         if not math.isfinite(sum(saved["history"][-1])):
-            fail(f"the loss is not finite in round {turn + 1}: take a smaller --lr")
+            fail(f"the loss is not finite in round {done + 1}: take a smaller --lr")
         saved["weights"] = model.state_dict()
         saved["optimizer"] = optimizer.state_dict()
         saved["seconds"] = time.perf_counter() - started
@@ -443,10 +445,11 @@ def sample_mixture(codes, n, components=200, steps=100):
     variance = torch.full_like(centre, 0.2)
     weight = torch.full((len(centre),), 1 / len(centre))
     for _ in range(steps):
-        # (z - centre)^2 / variance, summed over Z, for each code and component: (N, K).
+        # E: each component's share in each code, from the sum of (z - centre)^2 / variance, (N, K).
         distance = z.square() @ (1 / variance).T - 2 * z @ (centre / variance).T
         distance = distance + (centre.square() / variance).sum(1)
         share = (weight.log() - (distance + variance.log().sum(1)) / 2).softmax(1)
+        # M: the shares' weighted mean and variance of the codes.
         total = share.sum(0).clamp(min=1e-6)
         centre = share.T @ z / total[:, None]
         variance = (share.T @ z.square() / total[:, None] - centre.square()).clamp(min=1e-3)
@@ -459,13 +462,9 @@ def sample_mixture(codes, n, components=200, steps=100):
 # >>> figures of this kind
 
 
-def own_figures(args, model, test, loss):
+def own_figures(args, model, test, mean, loss):
     """Bits a dimension of 8-bit data; PSNR of reconstructions from the posterior's means; sigma."""
-    error = []
-    for batch in to_float(test).split(500):
-        mean, _ = model.encode(batch.to(args.device))
-        error.append((decode_pictures(model, mean) - batch).square().flatten(1).mean(1))
-    mse = torch.cat(error).double().mean().item()
+    mse = (decode_pictures(model, mean) - to_float(test)).double().square().mean().item()
     return {
         "bits_per_dim": 8 + loss / (PIXELS * math.log(2)),
         "psnr_db": -10 * math.log10(max(mse, 1e-12)),
@@ -489,7 +488,7 @@ def evaluate(args, model, test):
         "kl_per_dimension_nats": kl.mean(0).tolist(),
         "posterior_variance_mean": logvar.exp().mean().item(),
     }
-    return metrics | own_figures(args, model, test, loss), mean, logvar
+    return metrics | own_figures(args, model, test, mean, loss), mean, logvar
 
 
 # ----------------------------------------------------------------------------------------- figures
@@ -523,8 +522,9 @@ def decode_pictures(model, z):
 
 
 def draw_curves(history, kl_weight, path, title):
-    """The training objective and its two terms by epoch, on training and validation images."""
-    values = np.array(history)  # (epochs, 4)
+    """The objective, with the full lambda, and its two terms by epoch: of training images as they
+    were seen on the way, of validation images after each round."""
+    values = np.array(history)  # (rounds, 4)
     panels = {"reconstruction + lambda KL": [1, kl_weight], "reconstruction": [1, 0], "KL": [0, 1]}
     with new_figure(path, title, 11, 3.4) as figure:
         for axis, (name, factors) in zip(figure.subplots(1, 3), panels.items(), strict=True):
@@ -594,9 +594,9 @@ def main(argv=None):
     draw_grids(grids, 8, args.out / "samples.png", title)
     rows = []
     for i in range(0, 16, 2):
-        share = torch.linspace(0, 1, 10)[:, None]
-        between = decode_pictures(model, (1 - share) * mean[i] + share * mean[i + 1])
-        rows += [x[i : i + 1], between, x[i + 1 : i + 2]]
+        t = torch.linspace(0, 1, 10)[:, None]
+        decoded = decode_pictures(model, (1 - t) * mean[i] + t * mean[i + 1])
+        rows += [x[i : i + 1], decoded, x[i + 1 : i + 2]]
     grids = {"real, decoded between, real": torch.cat(rows)}
     draw_grids(grids, 12, args.out / "interpolation.png", title)
     draw_posterior(mean, logvar, args.out / "posterior.png", title)

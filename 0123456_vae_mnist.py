@@ -34,7 +34,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, stop)
     sys.stdout = sys.stdout or open(os.devnull, "w")  # a service has none
     sys.stderr = sys.stderr or open(os.devnull, "w")
-    sys.stdout.reconfigure(errors="backslashreplace")  # for letters that the terminal lacks
+    if hasattr(sys.stdout, "reconfigure"):  # for letters that the terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
 os.environ["MPLBACKEND"] = "agg"  # a notebook's setting, inherited, would stop the import
 
 import matplotlib
@@ -54,20 +55,20 @@ BATCH_SIZE = 128
 LR = 3e-3
 ROUNDS = 1  # points of the learning curve an epoch
 KL_WARM_UP = 0.3  # share of training over which the KL term grows to its weight
-CLIP = 100.0  # norm of the gradient
+CLIP = 100.0  # norm of the gradient above which it is scaled down
 
 # --------------------------------------------------------------------------------------- arguments
 
 
-def number(kind, low, high):
+def between(kind, low, high):
     """A type for argparse: an int or a float from low to high."""
 
-    def parse(text):
+    def number(text):
         if not low <= kind(text) <= high:
             raise argparse.ArgumentTypeError(f"{text} is not from {low:g} to {high:g}")
         return kind(text)
 
-    return parse
+    return number
 
 
 def parse_args(argv=None):
@@ -77,12 +78,12 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--data", type=Path, help=f"folder of {FILE} (else: data beside the script)")
     add("--out", type=Path, help=f"folder of what is written (else: results/{NAME}/kl...)")
-    add("--kl-weight", type=number(float, 0, 1e6), default=1.0, help="lambda, of the KL term")
-    add("--latent-dim", type=number(int, 1, 1024), default=LATENT_DIM, help="dimensions of z")
-    add("--epochs", type=number(int, 1, 10000), default=EPOCHS, help="passes over the images")
-    add("--batch-size", type=number(int, 1, 4096), default=BATCH_SIZE, help="images a step")
-    add("--lr", type=number(float, 1e-9, 1e6), default=LR, help="peak learning rate")
-    add("--seed", type=number(int, 0, 2**31), default=0, help="seed of all but the split")
+    add("--kl-weight", type=between(float, 0, 1e6), default=1.0, help="lambda, of the KL term")
+    add("--latent-dim", type=between(int, 1, 1024), default=LATENT_DIM, help="dimensions of z")
+    add("--epochs", type=between(int, 1, 10000), default=EPOCHS, help="passes over the images")
+    add("--batch-size", type=between(int, 1, 4096), default=BATCH_SIZE, help="images a step")
+    add("--lr", type=between(float, 1e-9, 1e6), default=LR, help="peak learning rate")
+    add("--seed", type=between(int, 0, 2**31), default=0, help="seed of all but the split")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
     add("--resume", action="store_true", help="go on from the last epoch of an interrupted run")
     add("--eval-only", action="store_true", help="figures and pictures of the model.pt in --out")
@@ -142,7 +143,8 @@ def load_saved(path):
             raise ValueError("damaged")
         return torch.load(path, map_location="cpu", weights_only=True)[NAME]
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        fail(f"no whole file of this script at {path} ({error}): train first, without --resume")
+        hint = "train, without --resume or --eval-only"
+        fail(f"no whole file of this script at {path} ({error}): {hint}")
 
 
 # -------------------------------------------------------------------------------------------- data
@@ -188,11 +190,11 @@ def training_input(images, progress):
     """x of training images, each turned (4 degrees), stretched and sheared (5%; standard
     deviations) and moved by up to 1.5 pixels; less over the second half, at last not at all."""
     strength = min(1, 2 - 2 * progress)
-    turn, wide, high, shear = torch.randn(4, len(images)) * 0.05 * strength
-    move = (torch.rand(2, len(images)) * 2 - 1) * 1.5 / 14 * strength
-    turn = 1.4 * turn
-    above = torch.stack([turn.cos() * wide.exp(), shear - turn.sin() * high.exp(), move[0]], 1)
-    below = torch.stack([turn.sin() * wide.exp(), turn.cos() * high.exp(), move[1]], 1)
+    angle, wide, high, shear = torch.randn(4, len(images)) * strength * 0.05
+    angle = 1.4 * angle
+    move = (2 * torch.rand(2, len(images)) - 1) * strength * 1.5 / 14  # half a picture is 1
+    above = torch.stack([angle.cos() * wide.exp(), shear - angle.sin() * high.exp(), move[0]], 1)
+    below = torch.stack([angle.sin() * wide.exp(), angle.cos() * high.exp(), move[1]], 1)
     grid = F.affine_grid(torch.stack([above, below], 1), images.shape, align_corners=False)
     moved = F.grid_sample(images.float(), grid.to(images.device), align_corners=False)
     return to_float(moved)
@@ -232,8 +234,9 @@ class Group(nn.Module):
 
 
 class VAE(nn.Module):
-    """z in groups of 4, top down: the posterior of a group sees the features of x and the state
-    that the groups above make (Sonderby et al. 2016); p(x|z) is a Bernoulli in every pixel."""
+    """z in groups of 4, top down, the prior of each N(0, I): the posterior of a group sees the
+    features of x and the state that the groups above make (after Sonderby et al. 2016); p(x|z) is a
+    Bernoulli in every pixel."""
 
     def __init__(self, latent_dim, width=256):
         super().__init__()
@@ -275,7 +278,7 @@ class VAE(nn.Module):
         parts = []
         for group in self.groups:
             mean, logvar = group.posterior(torch.cat([features, state], 1)).chunk(2, 1)
-            logvar = logvar.clamp(-10, 10)
+            logvar = logvar.clamp(-10, 10)  # exp() stays finite
             z = self.reparameterize(mean, logvar)
             state = group(state, z)
             parts.append((z, mean, logvar))
@@ -333,22 +336,22 @@ def elbo_terms(model, x):
 def learning_rate(progress, peak):
     """Linear warm-up over the first fiftieth of training, then half a cosine down to 0."""
     if progress < 0.02:
-        return peak * (0.01 + progress / 0.02)
+        return peak * progress / 0.02
     return peak * (1 + math.cos(math.pi * progress)) / 2
 
 
-def train_round(args, model, optimizer, images, turn):
-    """Train on one in ROUNDS of uint8 images, drawn anew: ROUNDS rounds are an epoch. The mean
-    reconstruction and KL, nats, as they were on the way."""
+def train_round(args, model, optimizer, images, done):
+    """Train on one in ROUNDS of uint8 images, drawn anew, after `done` rounds: ROUNDS rounds are an
+    epoch. The mean reconstruction and KL, nats, as they were on the way."""
     model.train()
     order = torch.randperm(len(images))[: math.ceil(len(images) / ROUNDS)]
     batches = order.to(images.device).split(args.batch_size)
     history = []
     for step, rows in enumerate(batches):
-        progress = (turn + step / len(batches)) / (args.epochs * ROUNDS)
+        progress = (done + step / len(batches)) / (args.epochs * ROUNDS)
         optimizer.param_groups[0]["lr"] = learning_rate(progress, args.lr)
         reconstruction, kl = elbo_terms(model, training_input(images[rows], progress))
-        # The KL term grows to its weight (Bowman et al. 2016): z pays before it costs.
+        # The KL term grows to its weight (Bowman et al. 2016): the decoder learns to use z first.
         weight = args.kl_weight * min(1, progress / KL_WARM_UP)
         loss = (reconstruction + weight * kl.sum(1)).mean()
         optimizer.zero_grad()
@@ -364,10 +367,10 @@ def train(args, images, validation):
     torch.manual_seed(args.seed)
     model = new_model(args, images).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
-    config = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
+    # All that decides the weights, by its bytes: another run's checkpoint is not gone on with.
     aside = ("data", "out", "device", "resume")
-    decisive = repr({name: value for name, value in config.items() if name not in aside})
-    run = hashlib.sha256(decisive.encode() + images.numpy().tobytes()).hexdigest()
+    config = {name: value for name, value in vars(args).items() if name not in aside}
+    run = hashlib.sha256(repr(config).encode() + images.numpy().tobytes()).hexdigest()
     saved = {"config": config, "run": run, "history": [], "seconds": 0.0}
     path = args.out / "checkpoint.pt"
     if args.resume and path.exists():
@@ -379,13 +382,13 @@ def train(args, images, validation):
     started = time.perf_counter() - saved["seconds"]
     images = images.to(args.device)
     rounds = range(len(saved["history"]), args.epochs * ROUNDS)
-    for turn in tqdm(rounds, "training", unit="round", disable=None):
-        torch.manual_seed(args.seed + 1000 * (turn + 1))  # resumed, it draws the same
-        terms = train_round(args, model, optimizer, images, turn)
+    for done in tqdm(rounds, "training", unit="round", disable=None):
+        torch.manual_seed(args.seed + 1000 * (done + 1))  # resumed, it draws the same
+        terms = train_round(args, model, optimizer, images, done)
         reconstruction, kl, _, _ = infer(model, validation)
         saved["history"].append([*terms, reconstruction.mean().item(), kl.sum(1).mean().item()])
         if not math.isfinite(sum(saved["history"][-1])):
-            fail(f"the loss is not finite in round {turn + 1}: take a smaller --lr")
+            fail(f"the loss is not finite in round {done + 1}: take a smaller --lr")
         saved["weights"] = model.state_dict()
         saved["optimizer"] = optimizer.state_dict()
         saved["seconds"] = time.perf_counter() - started
@@ -431,10 +434,11 @@ def sample_mixture(codes, n, components=200, steps=100):
     variance = torch.full_like(centre, 0.2)
     weight = torch.full((len(centre),), 1 / len(centre))
     for _ in range(steps):
-        # (z - centre)^2 / variance, summed over Z, for each code and component: (N, K).
+        # E: each component's share in each code, from the sum of (z - centre)^2 / variance, (N, K).
         distance = z.square() @ (1 / variance).T - 2 * z @ (centre / variance).T
         distance = distance + (centre.square() / variance).sum(1)
         share = (weight.log() - (distance + variance.log().sum(1)) / 2).softmax(1)
+        # M: the shares' weighted mean and variance of the codes.
         total = share.sum(0).clamp(min=1e-6)
         centre = share.T @ z / total[:, None]
         variance = (share.T @ z.square() / total[:, None] - centre.square()).clamp(min=1e-3)
@@ -448,15 +452,15 @@ def sample_mixture(codes, n, components=200, steps=100):
 
 
 @torch.no_grad()
-def own_figures(args, model, test, loss):
-    """IW-NLL: -log p(x) in nats, bounded from above by k importance samples an image (Burda et al.
-    2016, equation 8)."""
+def own_figures(args, model, test, mean, loss):
+    """IW-NLL: -log p(x) of 500 test images in nats, bounded from above by k importance samples an
+    image (Burda et al. 2016, equation 8)."""
     k = 10 if args.dry_run else 500
     bounds = []
     for image in test[:500]:
         x = to_float(image[None].to(args.device))
         z, mean, logvar = model.sample_posterior(x, k)
-        log_ratio = (z.square() - (z - mean).square() / logvar.exp() - logvar).sum(1) / 2  # q to p
+        log_ratio = (z.square() - (z - mean).square() / logvar.exp() - logvar).sum(1) / 2  # q / p
         log_weight = model.likelihood(z).log_prob(x).flatten(1).sum(1) - log_ratio
         bounds.append(math.log(k) - log_weight.logsumexp(0).item())
     return {"iw_nll_nats": sum(bounds) / len(bounds)}
@@ -478,7 +482,7 @@ def evaluate(args, model, test):
         "kl_per_dimension_nats": kl.mean(0).tolist(),
         "posterior_variance_mean": logvar.exp().mean().item(),
     }
-    return metrics | own_figures(args, model, test, loss), mean, logvar
+    return metrics | own_figures(args, model, test, mean, loss), mean, logvar
 
 
 # ----------------------------------------------------------------------------------------- figures
@@ -512,8 +516,9 @@ def decode_pictures(model, z):
 
 
 def draw_curves(history, kl_weight, path, title):
-    """The training objective and its two terms by epoch, on training and validation images."""
-    values = np.array(history)  # (epochs, 4)
+    """The objective, with the full lambda, and its two terms by epoch: of training images as they
+    were seen on the way, of validation images after each round."""
+    values = np.array(history)  # (rounds, 4)
     panels = {"reconstruction + lambda KL": [1, kl_weight], "reconstruction": [1, 0], "KL": [0, 1]}
     with new_figure(path, title, 11, 3.4) as figure:
         for axis, (name, factors) in zip(figure.subplots(1, 3), panels.items(), strict=True):
@@ -583,9 +588,9 @@ def main(argv=None):
     draw_grids(grids, 8, args.out / "samples.png", title)
     rows = []
     for i in range(0, 16, 2):
-        share = torch.linspace(0, 1, 10)[:, None]
-        between = decode_pictures(model, (1 - share) * mean[i] + share * mean[i + 1])
-        rows += [x[i : i + 1], between, x[i + 1 : i + 2]]
+        t = torch.linspace(0, 1, 10)[:, None]
+        decoded = decode_pictures(model, (1 - t) * mean[i] + t * mean[i + 1])
+        rows += [x[i : i + 1], decoded, x[i + 1 : i + 2]]
     grids = {"real, decoded between, real": torch.cat(rows)}
     draw_grids(grids, 12, args.out / "interpolation.png", title)
     draw_posterior(mean, logvar, args.out / "posterior.png", title)

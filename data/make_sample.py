@@ -166,7 +166,7 @@ def make_digits(rng, n):
 
 
 def make_face(rng):
-    """A drawn face, RGB 64 x 64: hair, skin, eyes, mouth, each of its own colour, place and size."""
+    """A drawn face, RGB 64 x 64: hair, skin, eyes, mouth, each of its own colour and place."""
 
     def colour(hue, saturation, value):
         return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, saturation, value))

@@ -125,7 +125,7 @@ def news_summary(results):
                 percent(row["unknown_tokens_alone"]),
                 percent(row["unknown_tokens_with_vectors"]),
                 percent(row["tokens_with_vector"]),
-                fixed(row["texts_per_second"], -2),
+                fixed(round(row["texts_per_second"], -2)),
                 spread(measured[name]["accuracies"]),
             ]
             for name, row in rows.items()
@@ -182,7 +182,7 @@ def news_summary(results):
 
 
 def ablation_rows(rows):
-    """[group, setting, accuracy, points, loss, seeds] of each ablation; * marks the script's own."""
+    """[group, setting, accuracy, points, loss, seeds] of each; * marks the script's own."""
     own = {"heads": "4", "d_model": "128", "d_hid": "256", "dropout": "0.1"}
     table = []
     for group in dict.fromkeys(row["group"] for row in rows):

@@ -1,9 +1,11 @@
 """The three scripts from outside: alike where they do the same, run as people run them."""
 
 import ast
+import io
 import json
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -11,13 +13,13 @@ import zipfile
 
 import pytest
 import torch
-from conftest import ROOT, SAMPLE, run_script
+from conftest import ROOT, SAMPLE, error_of, run_script
 
 SCRIPTS = sorted(ROOT.glob("0123456_*.py"))
 ALLOWED = {"torch", "numpy", "pandas", "nltk", "matplotlib", "PIL", "tqdm"}
 SECTIONS = ["arguments", "helpers", "data", "model", "loss and training", "evaluation", "figures"]
 # Ceilings of lines: what there is; DESIGN's aim is 430 and 400.
-CEILINGS = {"transformer": 641, "vae_mnist": 630, "vae_anime": 645}
+CEILINGS = {"transformer": 643, "vae_mnist": 624, "vae_anime": 628}
 BLOCKS = ("data", "network", "figures of this kind")
 TINY = {
     "transformer": "--d-model 8 --nhead 2 --d-hid 8 --folds 2 --embeddings none".split(),
@@ -61,11 +63,8 @@ def test_imports_only_the_listed_packages(path):
 
 @each
 def test_uses_no_forbidden_layer(path):
-    names = {
-        node.attr
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute)
-    }
+    nodes = ast.walk(ast.parse(path.read_text()))
+    names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     assert not {name for name in names if name.startswith("Transformer")}
     assert not names & {"MultiheadAttention", "scaled_dot_product_attention"}
 
@@ -171,16 +170,8 @@ def test_telling_costs_no_work(path, tmp_path):
 def test_ctrl_c_is_one_line(path, tmp_path):
     """While torch is being imported, too."""
     for wait in (1, 7):
-        command = [
-            sys.executable,
-            str(path),
-            "--data",
-            str(SAMPLE),
-            "--epochs",
-            "999",
-            "--out",
-            "o",
-        ]
+        argv = ["--data", str(SAMPLE), "--epochs", "999", "--out", "o"]
+        command = [sys.executable, str(path), *argv]
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         time.sleep(wait)
         process.send_signal(signal.SIGINT)
@@ -188,6 +179,39 @@ def test_ctrl_c_is_one_line(path, tmp_path):
         last = stderr.strip().splitlines()[-1]
         assert process.returncode == 130 and last.startswith("stopped: "), stderr
         assert "Traceback" not in stderr
+
+
+@each
+@pytest.mark.parametrize("fault", ["empty", "cut", "flipped", "foreign", "code", "folder"])
+def test_damaged_files_are_refused(path, request, tmp_path, capsys, fault):
+    module = request.getfixturevalue(kind(path))
+    argv = [*TINY[kind(path)], "--data", str(SAMPLE), "--out", str(tmp_path), "--dry-run"]
+    module.main(argv)
+    file = tmp_path / "dry_run" / "checkpoint.pt"
+    whole = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        start = max(archive.infolist(), key=lambda member: member.file_size).header_offset
+    start += 30 + sum(struct.unpack("<HH", whole[start + 26 : start + 30]))
+    flipped = bytearray(whole)
+    flipped[start + 8] ^= 1  # of some weight: torch itself does not notice
+    other = io.BytesIO()
+    torch.save({"a": 1} if fault == "foreign" else {kind(path): print}, other)
+    faults = {"empty": b"", "cut": whole[:-99], "flipped": bytes(flipped)}
+    file.unlink()
+    if fault == "folder":
+        file.mkdir()
+    else:
+        file.write_bytes(faults.get(fault, other.getvalue()))
+    assert "checkpoint.pt" in error_of(capsys, module.main, [*argv, "--resume"])
+
+
+@each
+def test_a_loss_that_is_not_finite(path, request, tmp_path, capsys):
+    module = request.getfixturevalue(kind(path))
+    argv = [*TINY[kind(path)], "--data", str(SAMPLE), "--out", str(tmp_path), "--lr", "1e6"]
+    argv += ["--optimizer", "SGD"] if "transformer" in path.name else []
+    assert "--lr" in error_of(capsys, module.main, argv)
+    assert not (tmp_path / "model.pt").exists()
 
 
 @pytest.mark.parametrize("path", [p for p in SCRIPTS if "vae" in p.name], ids=lambda p: p.name)
@@ -220,10 +244,3 @@ def test_sample_is_what_its_maker_makes(tmp_path):
     subprocess.run([sys.executable, "make_sample.py"], cwd=tmp_path, check=True)
     made = {path.name: path.read_bytes() for path in (tmp_path / "sample").iterdir()}
     assert made == {path.name: path.read_bytes() for path in SAMPLE.iterdir()}
-
-
-def test_hand_in_can_be_zipped(tmp_path):
-    files = [str(path) for path in SCRIPTS]
-    subprocess.run([sys.executable, "-m", "zipfile", "-c", tmp_path / "h.zip", *files], check=True)
-    with zipfile.ZipFile(tmp_path / "h.zip") as archive:
-        assert archive.namelist() == [path.name for path in SCRIPTS]

@@ -130,7 +130,7 @@ def test_loss_is_the_integral(vae_mnist):
         log_joint += Normal(0.0, 1.0).log_prob(z[:, 0])
         exact.append(log_joint.logsumexp(0).item() + math.log(16 / 2000))
     args = SimpleNamespace(dry_run=False, device="cpu")
-    bound = vae_mnist.own_figures(args, model, images, 0.0)["iw_nll_nats"]
+    bound = vae_mnist.own_figures(args, model, images, None, 0.0)["iw_nll_nats"]
     assert bound == pytest.approx(-sum(exact) / 2, abs=0.1)
 
 
@@ -168,7 +168,7 @@ def test_faces_start_from_images_of_low_rank(vae_anime, kinds):
 
 def test_learning_rate(V):
     rates = [V.learning_rate(i / 1000, 2.0) for i in range(1000)]
-    assert 0 < rates[0] < 0.1 and max(rates) == pytest.approx(2.0, rel=0.01) and rates[-1] < 1e-4
+    assert rates[0] == 0 and max(rates) == pytest.approx(2.0, rel=0.01) and rates[-1] < 1e-4
     assert rates.index(max(rates)) == 20
 
 
@@ -453,7 +453,7 @@ def test_validation_curve_is_of_the_saved_model(V, finished, course):
     """With its own sigma: the last point of the curve is the saved model's, noise of z aside."""
     metrics = json.loads((finished / "metrics.json").read_text())
     model, config = V.load_checkpoint(finished / "model.pt")
-    config.data = course
+    config.data, config.device = course, "cpu"
     _, validation, _ = V.split(V.load_images(config))
     reconstruction, kl, _, _ = V.infer(model, validation)
     *_, expected, expected_kl = metrics["history"][-1]
@@ -509,28 +509,6 @@ def test_resume_of_another_run_is_refused(V, course, finished, tmp_path, capsys)
     argv[argv.index("--data") + 1] = str(tmp_path / "other")
     assert "other options" in error_of(capsys, V.main, argv)
     assert outcome(tmp_path / "out") == before
-
-
-@pytest.mark.parametrize("fault", ["missing", "empty", "cut", "flipped", "foreign", "code"])
-def test_damaged_models_are_refused(V, course, finished, tmp_path, capsys, fault):
-    whole = (finished / "model.pt").read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1  # of some weight: torch itself does not notice
-    files = {"empty": b"", "cut": whole[:-99], "flipped": bytes(flipped)}
-    if fault in ("foreign", "code"):
-        file = io.BytesIO()
-        torch.save({"a": 1} if fault == "foreign" else {V.NAME: print}, file)
-        files[fault] = file.getvalue()
-    if fault != "missing":
-        (tmp_path / "model.pt").write_bytes(files[fault])
-    argv = ["--eval-only", "--data", str(course), "--out", str(tmp_path)]
-    assert "model.pt" in error_of(capsys, V.main, argv)
-
-
-def test_a_loss_that_is_not_finite(V, course, tmp_path, capsys):
-    argv = [*SMALL, "--data", str(course), "--out", str(tmp_path), "--lr", "1e6"]
-    assert "--lr" in error_of(capsys, V.main, argv)
-    assert not (tmp_path / "model.pt").exists()
 
 
 def test_a_gpu_without_float64(V, model, monkeypatch):
