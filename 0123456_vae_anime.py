@@ -144,8 +144,7 @@ def load_saved(path):
             raise ValueError("damaged")
         return torch.load(path, map_location="cpu", weights_only=True)[NAME]
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        hint = "train, without --resume or --eval-only"
-        fail(f"no whole file of this script at {path} ({error}): {hint}")
+        fail(f"no whole file of this script at {path} ({error}): train, without --resume")
 
 
 # -------------------------------------------------------------------------------------------- data
@@ -400,9 +399,8 @@ def train(args, images, validation):
         saved["history"].append([*terms, reconstruction.mean().item(), kl.sum(1).mean().item()])
         if not math.isfinite(sum(saved["history"][-1])):
             fail(f"the loss is not finite in round {done + 1}: take a smaller --lr")
-        saved["weights"] = model.state_dict()
-        saved["optimizer"] = optimizer.state_dict()
         saved["seconds"] = time.perf_counter() - started
+        saved.update(weights=model.state_dict(), optimizer=optimizer.state_dict())
         with whole_file(path) as file:
             torch.save({NAME: saved}, file)
     with whole_file(args.out / "model.pt") as file:
@@ -436,26 +434,27 @@ def infer(model, images):
     return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
-def sample_mixture(codes, n, components=200, steps=100):
-    """n draws (n, Z) of a mixture of diagonal Gaussians that EM fits to codes (N, Z): "ex-post
-    density estimation" (Ghosh et al. 2020)."""
+def sample_mixture(codes, n, components=500, steps=30):
+    """n draws (n, Z) of a mixture of Gaussians, of one covariance, that EM fits to codes (N, Z):
+    "ex-post density estimation" (Ghosh et al. 2020)."""
     std, middle = torch.std_mean(codes, 0)
     z = ((codes - middle) / (std + 1e-9)).float()
     centre = z[torch.randperm(len(z))[:components]]  # (K, Z)
-    variance = torch.full_like(centre, 0.2)
     weight = torch.full((len(centre),), 1 / len(centre))
+    factor = torch.linalg.cholesky(0.2 * z.T.cov() + 1e-3 * torch.eye(z.size(1)))
     for _ in range(steps):
-        # E: each component's share in each code, from the sum of (z - centre)^2 / variance, (N, K).
-        distance = z.square() @ (1 / variance).T - 2 * z @ (centre / variance).T
-        distance = distance + (centre.square() / variance).sum(1)
-        share = (weight.log() - (distance + variance.log().sum(1)) / 2).softmax(1)
-        # M: the shares' weighted mean and variance of the codes.
+        # E: each component's share in each code, (N, K), from distances where the covariance is I.
+        white = factor.inverse().T
+        distance = torch.cdist(z @ white, centre @ white).square()
+        share = (weight.log() - distance / 2).softmax(1)
+        # M: the shares' weighted means of the codes, and what covariance is left around them.
         total = share.sum(0).clamp(min=1e-6)
-        centre = share.T @ z / total[:, None]
-        variance = (share.T @ z.square() / total[:, None] - centre.square()).clamp(min=1e-3)
         weight = total / total.sum()
+        centre = share.T @ z / total[:, None]
+        covariance = (z.T @ z - centre.T @ (total[:, None] * centre)) / len(z)
+        factor = torch.linalg.cholesky(covariance + 1e-3 * torch.eye(z.size(1)))
     which = weight.multinomial(n, replacement=True)
-    drawn = centre[which] + variance[which].sqrt() * torch.randn(n, z.size(1))
+    drawn = centre[which] + torch.randn(n, z.size(1)) @ factor.T
     return drawn * std.float() + middle.float()
 
 
@@ -505,16 +504,6 @@ def new_figure(path, title, width, height):
         figure.savefig(file, format="png")
 
 
-def show(axis, images, columns, title):
-    """Draw images (N, C, H, W) in [0, 1] as a grid with thin lines between them."""
-    images = F.pad(images.cpu(), (1, 1, 1, 1), value=0.5)
-    rows = images.unflatten(0, (-1, columns))  # (rows, columns, C, H, W)
-    picture = rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (rows * H, columns * W, C)
-    axis.imshow(picture.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axis.set_title(title)
-    axis.axis("off")
-
-
 @torch.no_grad()
 def decode_pictures(model, z):
     """The means of p(x|z), (N, C, H, W) in [0, 1], of codes (N, Z)."""
@@ -536,12 +525,17 @@ def draw_curves(history, kl_weight, path, title):
 
 
 def draw_grids(grids, columns, path, title):
-    """{title: images} as grids side by side."""
+    """{title: images (N, C, H, W) in [0, 1]} as grids side by side, thin lines between images."""
     rows = max(map(len, grids.values())) // columns
     with new_figure(path, title, 0.62 * columns * len(grids), 0.62 * rows + 0.7) as figure:
         axes = figure.subplots(1, len(grids), squeeze=False)[0]
         for axis, (name, images) in zip(axes, grids.items(), strict=True):
-            show(axis, images, columns, name)
+            images = F.pad(images.cpu(), (1, 1, 1, 1), value=0.5).unflatten(0, (-1, columns))
+            # (rows, columns, C, H, W) -> (rows * H, columns * W, C)
+            picture = images.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(2)
+            axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.set_title(name)
+            axis.axis("off")
 
 
 def draw_posterior(mean, logvar, path, title):

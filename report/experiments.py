@@ -303,7 +303,7 @@ def tokenizers(data):
             "example": texts[EXAMPLE][:11],
         }
         if name == "wordpunct":
-            counted = [unknown(script, train, n, known) for n in (1, 2, 3, 5, 10)]
+            counted = [unknown(script, train, n, known) for n in (1, 2)]
             lengths = sorted(map(len, texts))
             batches = [lengths[i : i + 32] for i in range(0, len(lengths), 32)]
             result["min_counts"] = counted

@@ -141,17 +141,14 @@ def news_summary(results):
         "punct_unknown_glove": percent(punct["unknown_tokens_with_vectors"]),
         "punct_texts_glove": percent(punct["texts_with_unknown_with_vectors"], 0),
         "others_unknown_glove": percent(min(row["unknown_tokens_with_vectors"] for row in others)),
-        "min_counts": [
-            [
-                str(row["min_count"]),
-                fixed(row["vocabulary_alone"] - 2),
-                percent(row["unknown_tokens_alone"]),
-                percent(row["texts_with_unknown_alone"]),
-                percent(row["unknown_tokens_with_vectors"]),
-                percent(row["texts_with_unknown_with_vectors"]),
-            ]
+        **{
+            f"min{row['min_count']}": {
+                "words": fixed(row["vocabulary_alone"] - 2),
+                "unknown": percent(row["unknown_tokens_alone"]),
+                "glove": percent(row["unknown_tokens_with_vectors"]),
+            }
             for row in words["min_counts"]
-        ],
+        },
         "ablations": ablation_rows(ablations),
         "ablations_commit": results["ablations"]["commit"][:7],
         "rewrite": [
