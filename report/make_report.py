@@ -282,6 +282,11 @@ def vae_summary(results):
             + [percent(row["legible_mixture"], 0) if row["legible_mixture"] else "–"]
             for row in results["trade"]["rows"]
         ],
+        "mixtures": [
+            [row["what"], str(row["components"] or "–")]
+            + [fixed(row["held_out"], 2) if row["held_out"] else "–", percent(row["legible"], 0)]
+            for row in results["trade"]["mixtures"]
+        ],
         "tried": [
             [row["what"], fixed(row["psnr_db"], 2), fixed(row["bits_per_dim"], 3)]
             + [f"{row['prior']:.1f} / {row['reconstructions']:.1f}"]
