@@ -541,11 +541,7 @@ def draw_grids(grids, columns, path, title):
 def draw_posterior(mean, logvar, path, title):
     """Mean and variance of q(z|x) for the first of N images, and each dimension's KL over all."""
     kl = kl_divergence(mean, logvar).mean(0)
-    panels = {
-        "mean": (mean[0], 0),
-        "variance": (logvar[0].exp(), 1),
-        "KL, nats, all images": (kl, 0),
-    }
+    panels = {"mean": (mean[0], 0), "variance": (logvar[0].exp(), 1), "mean KL, nats": (kl, 0)}
     with new_figure(path, f"{title}: q(z|x) of the first test image", 7, 5.2) as figure:
         for axis, (name, (values, prior)) in zip(
             figure.subplots(3, 1), panels.items(), strict=True

@@ -159,9 +159,8 @@ def sliced_wasserstein(one, two, patches=32, projections=128):
 
     distances = []
     for level in range(3):
-        torch.manual_seed(0)
-        directions = F.normalize(torch.randn(147, projections), dim=0)
-        projected, smaller = [], []
+        generator = torch.Generator().manual_seed(0)
+        patches_of, smaller = [], []
         for x in (one, two):
             small = blur(x)[:, :, ::2, ::2]
             smaller.append(small)
@@ -170,15 +169,15 @@ def sliced_wasserstein(one, two, patches=32, projections=128):
                 large[:, :, ::2, ::2] = 4 * small
                 x = x - blur(large)
             N, _, H, _ = x.shape
-            generator = torch.Generator().manual_seed(0)
             corner = torch.randint(0, H - 6, (2, N * patches, 1), generator=generator)
             top, left = corner + torch.arange(7)
             which = torch.arange(N).repeat_interleave(patches)[:, None, None]
             part = x[which, :, top[:, :, None], left[:, None]]  # (N * patches, 7, 7, 3)
             std, mean = torch.std_mean(part, (0, 1, 2))
-            part = ((part - mean) / std.clamp(min=1e-12)).flatten(1)
-            projected.append((part @ directions).sort(0).values)
-        distances.append(1000 * (projected[0] - projected[1]).abs().mean().item())
+            patches_of.append(((part - mean) / std.clamp(min=1e-12)).flatten(1))
+        directions = F.normalize(torch.randn(147, projections, generator=generator), dim=0)
+        a, b = ((part @ directions).sort(0).values for part in patches_of)
+        distances.append(1000 * (a - b).abs().mean().item())
         one, two = smaller
     return sum(distances) / len(distances)
 
