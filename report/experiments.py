@@ -121,8 +121,9 @@ def train_judge(images, labels):
     return judge.eval()
 
 
-def digits_measures(script, out, data, n=2000):
-    """Share of pictures that the judge gives over 0.9 to one class; pixels' cross-entropies."""
+def digits_measures(script, out, data, n=2000, fits=5):
+    """Share of pictures that the judge gives over 0.9 to one class, of samples the mean over so
+    many draws and fits of n; the pixels' cross-entropy."""
     model, _ = script.load_checkpoint(out / "model.pt")
     images = script.load_images(script.parse_args(["--data", str(data)]))
     labels = torch.from_numpy(np.load(Path(data) / script.FILE)["label"]).long()
@@ -134,13 +135,17 @@ def digits_measures(script, out, data, n=2000):
     pictures = {
         "real": script.to_float(test),
         "reconstructions": script.decode_pictures(model, script.infer(model, test)[2]),
-        "prior": script.decode_pictures(model, torch.randn(n, codes.size(1))),
-        "mixture": script.decode_pictures(model, script.sample_mixture(codes, n)),
     }
+    draws = {"prior": [], "mixture": []}
+    for _ in range(fits):
+        draws["prior"].append(torch.randn(n, codes.size(1)))
+        draws["mixture"].append(script.sample_mixture(codes, n))
+    for name, codes in draws.items():
+        pictures[name] = torch.cat([script.decode_pictures(model, z) for z in codes])
     figures = {}
     for name, x in pictures.items():
         with torch.no_grad():
-            sure = judge(x).softmax(1).amax(1) > 0.9
+            sure = torch.cat([judge(part).softmax(1).amax(1) > 0.9 for part in x.split(n)])
         figures[f"legible_{name}"] = sure.float().mean().item()
     p, q = script.to_float(train).mean(0), script.to_float(test).mean(0)
     entropy = F.binary_cross_entropy(p, q, reduction="sum").item()

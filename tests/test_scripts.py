@@ -205,15 +205,6 @@ def test_damaged_files_are_refused(path, request, tmp_path, capsys, fault):
     assert "checkpoint.pt" in error_of(capsys, module.main, [*argv, "--resume"])
 
 
-@each
-def test_a_loss_that_is_not_finite(path, request, tmp_path, capsys):
-    module = request.getfixturevalue(kind(path))
-    argv = [*TINY[kind(path)], "--data", str(SAMPLE), "--out", str(tmp_path), "--lr", "1e6"]
-    argv += ["--optimizer", "SGD"] if "transformer" in path.name else []
-    assert "--lr" in error_of(capsys, module.main, argv)
-    assert not (tmp_path / "model.pt").exists()
-
-
 @pytest.mark.parametrize("path", [p for p in SCRIPTS if "vae" in p.name], ids=lambda p: p.name)
 def test_killed_and_resumed_is_the_run_left_alone(path, tmp_path):
     """At two moments, whatever was being done; two runs with one --out at the end."""

@@ -455,6 +455,12 @@ def test_argparse_says_what_is_wrong(T, folder, capsys, option, value):
     assert stopped.value.code == 2 and f"argument {option}: " in capsys.readouterr().err
 
 
+def test_a_loss_that_is_not_finite(T, folder, capsys, monkeypatch):
+    monkeypatch.setattr(T, "train_epoch", lambda *all: [math.nan, 0.5])
+    argv = [*TINY, "--data", str(folder), "--out", str(folder / "o")]
+    assert "--lr" in error_of(capsys, T.main, argv)
+
+
 def test_a_link_to_the_script_finds_the_vectors(folder):
     (folder / "link.py").symlink_to(SCRIPT)
     process = run_script(folder / "link.py", "--dry-run", "--data", SAMPLE, cwd=folder)

@@ -511,6 +511,12 @@ def test_resume_of_another_run_is_refused(V, course, finished, tmp_path, capsys)
     assert outcome(tmp_path / "out") == before
 
 
+def test_a_loss_that_is_not_finite(V, course, tmp_path, capsys):
+    argv = [*SMALL, "--data", str(course), "--out", str(tmp_path), "--lr", "1e6"]
+    assert "--lr" in error_of(capsys, V.main, argv)
+    assert not (tmp_path / "model.pt").exists()
+
+
 def test_a_gpu_without_float64(V, model, monkeypatch):
     """As Apple's: whatever is made double is on the CPU by then."""
     double, cpu = torch.Tensor.double, torch.Tensor.cpu
