@@ -543,6 +543,7 @@ def draw_posterior(mean, logvar, path, title):
             axis.bar(range(len(values)), values.numpy())
             axis.axhline(prior, color="black", linestyle="--", label=f"prior: {prior}")
             axis.set(xlabel="dimension of z", ylabel=name)
+            axis.set_yscale("log" if name == "variance" else "linear")
             axis.legend(loc="upper right")
 
 
