@@ -121,11 +121,14 @@ def digits(data, epochs=60):
                 nn.Linear(400, 784),
                 nn.Unflatten(1, (1, 28, 28)),
             )
-            self.decode = nn.Sequential(*layers)
+            self.decoder = nn.Sequential(*layers)
 
         def sample_posterior(self, x, repeats=1):
             mean, logvar = self.encoder(x).repeat_interleave(repeats, 0).chunk(2, 1)
             return self.reparameterize(mean, logvar), mean, logvar
+
+        def decode(self, z):
+            return self.decoder(z)
 
     def rival_epoch(epoch):
         rival.train()
