@@ -146,6 +146,9 @@ def test_faces_start_as_probabilistic_pca(vae_anime):
     _, singular, components = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
     eigenvalues = singular.square() / 700
     variance = eigenvalues[5:].sum() / (12288 - 5)
+    signal = model.linear_out.weight.double().square().sum(0) / vae_anime.SLOW**2
+    left = (eigenvalues[4] - signal[4]) / variance  # for the noise: one variance
+    assert left.item() == pytest.approx(1, abs=0.3)
     factors = components[:5].T * (eigenvalues[:5] - variance).sqrt()
     exact = LowRankMultivariateNormal(flat.mean(0), factors, variance.expand(12288))
     losses = []
