@@ -11,7 +11,6 @@ three minutes.
 """
 
 import argparse
-import contextlib
 import gzip
 import hashlib
 import html
@@ -37,10 +36,7 @@ def stop(signum, frame):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, stop)
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # a service has none
-    sys.stderr = sys.stderr or open(os.devnull, "w")
-    if hasattr(sys.stdout, "reconfigure"):  # for letters that the terminal lacks
-        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # a service has none
 os.environ["MPLBACKEND"] = "agg"  # a notebook's setting, inherited, would stop the import
 
 import matplotlib
@@ -82,6 +78,8 @@ def parse_args(argv=None):
     """The options as a namespace; argparse says what is wrong with one and exits with status 2."""
     form = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=form)
+    gpu = torch.accelerator.current_accelerator(check_available=True)
+    devices = ["cpu", gpu.type] if gpu else ["cpu"]
     add = parser.add_argument
     add("--data", type=Path, help="folder of train.csv and test.csv (else: data beside the script)")
     add("--out", type=Path, help="folder of what is written (else: results/transformer)")
@@ -104,22 +102,20 @@ def parse_args(argv=None):
     add("--batch-size", type=between(int, 1, 4096), default=32, help="texts a step")
     add("--lr", type=between(float, 1e-9, 1e6), default=1e-3, help="peak learning rate")
     add("--seed", type=between(int, 0, 2**31), default=0, help="seed of all that is random")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    add("--device", choices=["auto", *devices], default="auto", help="where to compute")
     add("--resume", action="store_true", help="keep the folds that an interrupted run has finished")
-    add("--dry-run", action="store_true", help="two batches of everything, to see that it works")
+    add("--dry-run", action="store_true", help="two batches of everything, in a folder of its own")
     args = parser.parse_args(argv)
     if args.d_model % args.nhead:
         parser.error("argument --nhead: must divide --d-model")
-    best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    if args.device not in ("auto", "cpu", best.type):
-        parser.error(f"argument --device: no {args.device} on this machine, use auto")
-    args.device = best.type if args.device == "auto" else args.device
-    if args.dry_run:  # never over a real run's results
+    args.device = args.device.replace("auto", devices[-1])
+    trial = "dry_run" if args.dry_run else ""
+    place = (args.out or Path()) / trial
+    args.out = place if args.out else Path("results", trial, "transformer")
+    if args.dry_run:
         args.epochs = 1
-        args.out = args.out / "dry_run" if args.out else Path("results/dry_run/transformer")
         args.submission = args.out / "submission.csv"
-    args.submission = args.submission or (args.out or Path()) / "submission.csv"
-    args.out = args.out or Path("results/transformer")
+    args.submission = args.submission or place / "submission.csv"
     return args
 
 
@@ -143,16 +139,14 @@ def data_file(folder, name):
     return path
 
 
-@contextlib.contextmanager
-def whole_file(path):
-    """A file in memory, which takes the place of `path` at the end: whole or not at all."""
-    buffer = io.BytesIO()
-    yield buffer
+def write(path, data):
+    """Put bytes at `path`, whole or not at all, also beside another run with the same --out."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
-            Path(folder, path.name).write_bytes(buffer.getbuffer())
-            os.replace(Path(folder, path.name), path)
+            part = Path(folder, path.name)
+            part.write_bytes(data)
+            os.replace(part, path)
     except OSError as error:
         fail(f"cannot write {path} ({error.strerror}): make room or name another --out")
 
@@ -502,38 +496,36 @@ def evaluate(probabilities, targets):
 # ----------------------------------------------------------------------------------------- figures
 
 
-@contextlib.contextmanager
-def new_figure(path, width, height):
-    """A matplotlib figure of so many inches, saved as a PNG at the end."""
-    matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
-    matplotlib.rcParams["text.parse_math"] = False  # a $ is a $
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
-    yield figure
-    with whole_file(path) as file:
-        figure.savefig(file, format="png")
+def save_figure(figure, path):
+    """Write a matplotlib figure as a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write(path, buffer.getvalue())
 
 
 def draw_curves(histories, path):
     """Loss and accuracy by epoch, the mean over folds."""
     values = np.array(histories).mean(0)  # (epochs, 4)
-    with new_figure(path, 9, 3.4) as figure:
-        for i, axis in enumerate(figure.subplots(1, 2)):
-            axis.plot(range(1, len(values) + 1), values[:, i], label="training, words left out")
-            axis.plot(range(1, len(values) + 1), values[:, i + 2], label="out of fold")
-            axis.set(xlabel="epoch", ylabel=("loss, nats", "accuracy")[i])
-            axis.legend()
+    figure = Figure((9, 3.4), layout="constrained")
+    for i, axis in enumerate(figure.subplots(1, 2)):
+        axis.plot(range(1, len(values) + 1), values[:, i], label="training, words left out")
+        axis.plot(range(1, len(values) + 1), values[:, i + 2], label="out of fold")
+        axis.set(xlabel="epoch", ylabel=("loss, nats", "accuracy")[i])
+        axis.legend()
+    save_figure(figure, path)
 
 
 def draw_confusion(confusion, classes, path):
     """Out-of-fold counts: true classes down, predicted ones across."""
-    with new_figure(path, 4.5, 4.2) as figure:
-        axis = figure.subplots()
-        axis.imshow(confusion, cmap="Blues", vmax=2 * np.max(confusion))
-        for (row, column), count in np.ndenumerate(confusion):
-            axis.text(column, row, count, ha="center", va="center")
-        axis.set_xticks(range(len(classes)), classes)
-        axis.set_yticks(range(len(classes)), classes)
-        axis.set(xlabel="predicted", ylabel="true", title="out of fold")
+    figure = Figure((4.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(confusion, cmap="Blues", vmax=2 * np.max(confusion))
+    for (row, column), count in np.ndenumerate(confusion):
+        axis.text(column, row, count, ha="center", va="center")
+    axis.set_xticks(range(len(classes)), classes)
+    axis.set_yticks(range(len(classes)), classes)
+    axis.set(xlabel="predicted", ylabel="true", title="out of fold")
+    save_figure(figure, path)
 
 
 @torch.no_grad()
@@ -545,25 +537,27 @@ def draw_attention(model, held, oof, classes, path):
     held = held[held["tokens"].str.len().between(8, 36)]
     right = held["guess"] == held["target"]
     rows = pd.concat([held[right].head(2), held[~right].head(2)])
-    with new_figure(path, 12, 5 * len(rows) + 0.1) as figure:
-        parts = figure.subfigures(max(1, len(rows)), squeeze=False)[:, 0]
-        for part, row in zip(parts, rows.itertuples(), strict=False):
-            tokens = pad_sequence(encode([row.tokens], model.vocabulary), batch_first=True)
-            _, maps = model(tokens.to(model.position.device), return_attention=True)
-            maps = maps[-1][0].cpu().numpy()  # (H, T, T)
-            heads = list(range(len(maps)))
-            axes = part.subplot_mosaic([heads, ["words"] * len(heads)], height_ratios=(4, 1))
-            for head in heads:
-                axes[head].imshow(maps[head], vmin=0)
-                axes[head].set(title=f"head {head + 1}", xticks=[], yticks=[])
-            axes[0].set_yticks(range(len(row.tokens)), row.tokens, fontsize=5)
-            shades = maps.mean((0, 1))[None]
-            axes["words"].imshow(shades, "Reds", vmin=0, vmax=1.5 * shades.max(), aspect="auto")
-            axes["words"].axis("off")
-            for i, word in enumerate(row.tokens):
-                axes["words"].text(i, 0, word, rotation=90, ha="center", va="center", fontsize=8)
-            title = f"true {classes[row.target]}, predicted {classes[row.guess]} ({row.sure:.0%})"
-            part.suptitle(title)
+    figure = Figure((12, 5 * len(rows) + 0.1), layout="constrained")
+    parts = figure.subfigures(max(1, len(rows)), squeeze=False)[:, 0]
+    for part, row in zip(parts, rows.itertuples(), strict=False):
+        tokens = encode([row.tokens], model.vocabulary)[0].to(model.position.device)
+        _, maps = model(tokens[None], return_attention=True)
+        maps = maps[-1][0].cpu().numpy()  # (H, T, T)
+        heads = list(range(len(maps)))
+        axes = part.subplot_mosaic([heads, ["words"] * len(heads)], height_ratios=(4, 1))
+        for head in heads:
+            axes[head].imshow(maps[head], vmin=0)
+            axes[head].set(title=f"head {head + 1}", xticks=[], yticks=[])
+        axes[0].set_yticks(range(len(row.tokens)), row.tokens, fontsize=5)
+        shades = maps.mean((0, 1))[None]
+        axes["words"].imshow(shades, "Reds", vmin=0, vmax=1.5 * shades.max(), aspect="auto")
+        axes["words"].axis("off")
+        for i, word in enumerate(row.tokens):
+            axes["words"].text(i, 0, word, rotation=90, ha="center", va="center", fontsize=8)
+        part.suptitle(
+            f"true {classes[row.target]}, predicted {classes[row.guess]} ({row.sure:.0%})"
+        )
+    save_figure(figure, path)
 
 
 # -------------------------------------------------------------------------------------------- main
@@ -576,18 +570,19 @@ def main(argv=None):
     train, test, classes = load_news(args)
     words = {word for tokens in [*train["tokens"], *test["tokens"]] for word in tokens}
     known, vectors = load_vectors(args.embeddings, words)
-    config = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
-    aside = ("data", "out", "submission", "embeddings", "device", "resume")
-    decisive = [{name: config[name] for name in config if name not in aside}, classes, known]
-    decisive += train[["tokens", "target", "fold"]].to_numpy().tolist()
+    aside = ("data", "out", "submission", "device", "resume")
+    config = {name: value for name, value in vars(args).items() if name not in aside}
+    # All that decides the weights, by its bytes: another run's checkpoint is not gone on with.
+    rows = train[["tokens", "target", "fold"]].to_numpy().tolist()
     numbers = b"" if vectors is None else vectors.numpy().tobytes()
-    run = hashlib.sha256(repr(decisive).encode() + numbers).hexdigest()
+    run = hashlib.sha256(repr([config, classes, known, rows]).encode() + numbers).hexdigest()
     saved = {"run": run, "config": config, "classes": classes, "vectors": vectors}
     saved |= {"words": [], "weights": [], "history": [], "seconds": 0.0}
-    if args.resume and (args.out / "checkpoint.pt").exists():
-        saved = load_saved(args.out / "checkpoint.pt")
+    path = args.out / "checkpoint.pt"
+    if args.resume and path.exists():
+        saved = load_saved(path)
         if saved["run"] != run:
-            fail(f"other options, rows or vectors made what is in {args.out}: leave out --resume")
+            fail(f"other options, rows or vectors made {path}: leave out --resume")
     device_vectors = None if vectors is None else vectors.to(args.device)
     training = time.perf_counter() - saved["seconds"]
     for fold in tqdm(range(len(saved["words"]), args.folds), unit="fold", disable=None):
@@ -596,10 +591,10 @@ def main(argv=None):
         saved["weights"].append(model.state_dict())
         saved["history"].append(history)
         saved["seconds"] = time.perf_counter() - training
-        with whole_file(args.out / "checkpoint.pt") as file:
-            torch.save({"transformer": saved}, file)
-    with whole_file(args.out / "model.pt") as file:
-        torch.save({"transformer": saved}, file)
+        buffer = io.BytesIO()
+        torch.save({"transformer": saved}, buffer)
+        write(path, buffer.getvalue())
+    write(args.out / "model.pt", path.read_bytes())
 
     models, _ = load_checkpoint(args.out / "model.pt", args.device)
     oof = torch.zeros(len(train), len(classes), dtype=torch.double)
@@ -609,32 +604,32 @@ def main(argv=None):
         oof[held.index] = predict(model, encode(held["tokens"], model.vocabulary))
         mean += predict(model, encode(test["tokens"], model.vocabulary)) / len(models)
     submission = pd.DataFrame({"Id": test["id"], "Category": [classes[k] for k in mean.argmax(1)]})
-    with whole_file(args.submission) as file:
-        submission.to_csv(file, index=False, lineterminator="\n")
+    write(args.submission, submission.to_csv(index=False, lineterminator="\n").encode())
     metrics = evaluate(oof, train["target"])
+    matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
+    matplotlib.rcParams["text.parse_math"] = False  # a $ is a $
     draw_curves(saved["history"], args.out / "curves.png")
     draw_confusion(metrics["confusion"], classes, args.out / "confusion.png")
     draw_attention(models[0], train[train["fold"] == 0], oof, classes, args.out / "attention.png")
-    metrics |= {
-        "history": saved["history"],
-        "train_seconds": saved["seconds"],
-        "wall_seconds": time.perf_counter() - started,
-        "train_rows": len(train),
-        "test_rows": len(test),
-        "pretrained_words": len(known),
-        "config": config,
-        "seed": args.seed,
-        "device": args.device,
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-    }
-    with whole_file(args.out / "metrics.json") as file:
-        file.write(json.dumps(metrics, indent=1).encode())
+    metrics.update(
+        history=saved["history"],
+        train_seconds=saved["seconds"],
+        wall_seconds=time.perf_counter() - started,
+        train_rows=len(train),
+        test_rows=len(test),
+        pretrained_words=len(known),
+        config=config,
+        seed=args.seed,
+        device=args.device,
+        versions={"python": sys.version.split()[0], "torch": torch.__version__},
+    )
+    write(args.out / "metrics.json", json.dumps(metrics, indent=1).encode())
     low, high = metrics["oof_accuracy_low"], metrics["oof_accuracy_high"]
     try:
         print(f"out of fold   {metrics['oof_accuracy']:.4f} (95%: {low:.4f} to {high:.4f})")
         print(f"trained in    {saved['seconds']:.0f} s on {args.device}")
         print(f"for Kaggle    {args.submission}; all else in {args.out}", flush=True)
-    except OSError:  # a closed or full output must not cost the work its exit status
+    except (OSError, ValueError):  # what cannot be told must not cost the work its exit status
         sys.stdout = None
     return metrics
 

@@ -10,7 +10,6 @@ dimension and 21 dB on those held out, after some 10 minutes on one core.
 """
 
 import argparse
-import contextlib
 import hashlib
 import io
 import json
@@ -32,10 +31,7 @@ def stop(signum, frame):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, stop)
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # a service has none
-    sys.stderr = sys.stderr or open(os.devnull, "w")
-    if hasattr(sys.stdout, "reconfigure"):  # for letters that the terminal lacks
-        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # a service has none
 os.environ["MPLBACKEND"] = "agg"  # a notebook's setting, inherited, would stop the import
 
 import matplotlib
@@ -48,6 +44,7 @@ from torch import nn
 from torch.distributions import Normal
 from tqdm import tqdm
 
+HERE = Path(__file__).resolve().parent
 NAME = "vae_anime"
 FILE = "anime-faces.zip"
 LATENT_DIM = 368
@@ -76,6 +73,8 @@ def parse_args(argv=None):
     """The options as a namespace; argparse says what is wrong with one and exits with status 2."""
     form = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=form)
+    gpu = torch.accelerator.current_accelerator(check_available=True)
+    devices = ["cpu", gpu.type] if gpu else ["cpu"]
     add = parser.add_argument
     add("--data", type=Path, help=f"folder of {FILE} (else: data beside the script)")
     add("--out", type=Path, help=f"folder of what is written (else: results/{NAME}/kl...)")
@@ -85,20 +84,16 @@ def parse_args(argv=None):
     add("--batch-size", type=between(int, 1, 4096), default=BATCH_SIZE, help="images a step")
     add("--lr", type=between(float, 1e-9, 1e6), default=LR, help="peak learning rate")
     add("--seed", type=between(int, 0, 2**31), default=0, help="seed of all but the split")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    add("--device", choices=["auto", *devices], default="auto", help="where to compute")
     add("--resume", action="store_true", help="go on from the last epoch of an interrupted run")
     add("--eval-only", action="store_true", help="figures and pictures of the model.pt in --out")
-    add("--dry-run", action="store_true", help="two batches of everything, to see that it works")
+    add("--dry-run", action="store_true", help="two batches of everything, in a folder of its own")
     args = parser.parse_args(argv)
-    best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    if args.device not in ("auto", "cpu", best.type):
-        parser.error(f"argument --device: no {args.device} on this machine, use auto")
-    args.device = best.type if args.device == "auto" else args.device
-    folder = Path(NAME) / f"kl{args.kl_weight:g}"
-    if args.dry_run:  # never over a real run's results
-        args.epochs = 1
-        args.out = args.out / "dry_run" if args.out else "results/dry_run" / folder
-    args.out = args.out or "results" / folder
+    args.device = args.device.replace("auto", devices[-1])
+    args.epochs = 1 if args.dry_run else args.epochs
+    trial = "dry_run" if args.dry_run else ""
+    usual = Path("results", trial, NAME, f"kl{args.kl_weight:g}")
+    args.out = args.out / trial if args.out else usual
     return args
 
 
@@ -113,26 +108,23 @@ def fail(message):
 
 def data_file(folder, name):
     """Path of a course file; only if no folder is named may the made data/sample stand in."""
-    beside = Path(__file__).resolve().parent / "data"
-    path = Path(folder or beside) / name
+    path = Path(folder or HERE / "data", name)
     if folder is None and not path.is_file():
-        path = beside / "sample" / name
+        path = HERE / "data" / "sample" / name
         print(f"notice: no {name} in data: results are of made data, {path}", file=sys.stderr)
     if not path.is_file():
         fail(f"no {name} in {path.parent}: put it there or name its folder by --data")
     return path
 
 
-@contextlib.contextmanager
-def whole_file(path):
-    """A file in memory, which takes the place of `path` at the end: whole or not at all."""
-    buffer = io.BytesIO()
-    yield buffer
+def write(path, data):
+    """Put bytes at `path`, whole or not at all, also beside another run with the same --out."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
-            Path(folder, path.name).write_bytes(buffer.getbuffer())
-            os.replace(Path(folder, path.name), path)
+            part = Path(folder, path.name)
+            part.write_bytes(data)
+            os.replace(part, path)
     except OSError as error:
         fail(f"cannot write {path} ({error.strerror}): make room or name another --out")
 
@@ -170,9 +162,7 @@ def read_image(file):
         image = ImageOps.exif_transpose(image)
         if image.mode[0] in "IF":  # more than 8 bits a pixel
             values = np.asarray(image, np.float64)
-            white = 65535
-            if image.mode in ("I", "F"):
-                white = next(top for top in (1, 255, 65535, 2**32) if values.max() <= top)
+            white = next(top for top in (1, 255, 65535, 2**32) if values.max() <= top)
             image = Image.fromarray((values * (255 / white)).clip(0, 255).astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -217,7 +207,6 @@ def training_input(images, progress):
 
 
 # <<< data
-
 
 # ------------------------------------------------------------------------------------------- model
 
@@ -326,7 +315,6 @@ def new_model(args, images):
 
 # <<< network
 
-
 # ------------------------------------------------------------------------------- loss and training
 
 
@@ -356,20 +344,20 @@ def train_round(args, model, optimizer, images, done):
     model.train()
     order = torch.randperm(len(images))[: math.ceil(len(images) / ROUNDS)]
     batches = order.to(images.device).split(args.batch_size)
-    history = []
+    total = 0
     for step, rows in enumerate(batches):
         progress = (done + step / len(batches)) / (args.epochs * ROUNDS)
         optimizer.param_groups[0]["lr"] = learning_rate(progress, args.lr)
         reconstruction, kl = elbo_terms(model, training_input(images[rows], progress))
+        terms = torch.stack([reconstruction, kl.sum(1)]).mean(1)
         # The KL term grows to its weight (Bowman et al. 2016): the decoder learns to use z first.
-        weight = args.kl_weight * min(1, progress / KL_WARM_UP)
-        loss = (reconstruction + weight * kl.sum(1)).mean()
+        loss = terms[0] + args.kl_weight * min(1, progress / KL_WARM_UP) * terms[1]
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
-        history.append(torch.stack([reconstruction.detach().mean(), kl.detach().sum(1).mean()]))
-    return torch.stack(history).mean(0).tolist()
+        total = total + terms.detach()
+    return (total / len(batches)).tolist()
 
 
 def train(args, images, validation):
@@ -401,10 +389,10 @@ def train(args, images, validation):
             fail(f"the loss is not finite in round {done + 1}: take a smaller --lr")
         saved["seconds"] = time.perf_counter() - started
         saved.update(weights=model.state_dict(), optimizer=optimizer.state_dict())
-        with whole_file(path) as file:
-            torch.save({NAME: saved}, file)
-    with whole_file(args.out / "model.pt") as file:
-        torch.save({NAME: saved}, file)
+        buffer = io.BytesIO()
+        torch.save({NAME: saved}, buffer)
+        write(path, buffer.getvalue())
+    write(args.out / "model.pt", path.read_bytes())
 
 
 def load_checkpoint(path, device="cpu"):
@@ -423,13 +411,10 @@ def load_checkpoint(path, device="cpu"):
 def infer(model, images):
     """elbo_terms, and mean and log-variance of q(z|x), of N uint8 images; float64 on the CPU."""
     model.eval()
-    device = next(model.parameters()).device
     parts = []
     for batch in images.split(500):
-        x = to_float(batch.to(device))
-        z, mean, logvar = model.sample_posterior(x)
-        reconstruction = -model.likelihood(z).log_prob(x).flatten(1).sum(1)
-        terms = (reconstruction, kl_divergence(mean, logvar), mean, logvar)
+        x = to_float(batch.to(next(model.parameters()).device))
+        terms = [*elbo_terms(model, x), *model.encode(x)]
         parts.append([term.cpu().double() for term in terms])
     return [torch.cat(part) for part in zip(*parts, strict=True)]
 
@@ -437,31 +422,28 @@ def infer(model, images):
 def sample_mixture(codes, n, components=500, steps=30):
     """n draws (n, Z) of a mixture of Gaussians, of one covariance, that EM fits to codes (N, Z):
     "ex-post density estimation" (Ghosh et al. 2020)."""
-    std, middle = torch.std_mean(codes, 0)
-    z = ((codes - middle) / (std + 1e-9)).float()
-    centre = z[torch.randperm(len(z))[:components]]  # (K, Z)
-    weight = torch.full((len(centre),), 1 / len(centre))
-    factor = torch.linalg.cholesky(0.2 * z.T.cov() + 1e-3 * torch.eye(z.size(1)))
+    floor = torch.diag(1e-3 * codes.var(0) + 1e-9)
+    covariance = 0.2 * codes.T.cov() + floor
+    centre = codes[torch.randperm(len(codes))[:components]]  # (K, Z)
+    weight = torch.ones(len(centre)) / len(centre)
     for _ in range(steps):
         # E: each component's share in each code, (N, K), from distances where the covariance is I.
-        white = factor.inverse().T
-        distance = torch.cdist(z @ white, centre @ white).square()
+        white = torch.linalg.cholesky(covariance).inverse().T
+        distance = torch.cdist(codes @ white, centre @ white).square()
         share = (weight.log() - distance / 2).softmax(1)
         # M: the shares' weighted means of the codes, and what covariance is left around them.
         total = share.sum(0).clamp(min=1e-6)
         weight = total / total.sum()
-        centre = share.T @ z / total[:, None]
-        covariance = (z.T @ z - centre.T @ (total[:, None] * centre)) / len(z)
-        factor = torch.linalg.cholesky(covariance + 1e-3 * torch.eye(z.size(1)))
-    which = weight.multinomial(n, replacement=True)
-    drawn = centre[which] + torch.randn(n, z.size(1)) @ factor.T
-    return drawn * std.float() + middle.float()
+        centre = share.T @ codes / total[:, None]
+        covariance = (codes.T @ codes - centre.T @ (total[:, None] * centre)) / len(codes) + floor
+    noise = torch.randn(n, len(floor)).double() @ torch.linalg.cholesky(covariance).T
+    return centre[weight.multinomial(n, replacement=True)] + noise
 
 
 # >>> figures of this kind
 
 
-def own_figures(args, model, test, mean, loss):
+def own_figures(model, test, mean, loss):
     """Bits a dimension of 8-bit data; PSNR of reconstructions from the posterior's means; sigma."""
     mse = (decode_pictures(model, mean) - to_float(test)).double().square().mean().item()
     return {
@@ -474,7 +456,7 @@ def own_figures(args, model, test, mean, loss):
 # <<< figures of this kind
 
 
-def evaluate(args, model, test):
+def evaluate(model, test):
     """Figures of held-out images, at lambda = 1 whatever lambda trained the model; mean and
     log-variance of q(z|x), (N, Z)."""
     reconstruction, kl, mean, logvar = infer(model, test)
@@ -487,21 +469,10 @@ def evaluate(args, model, test):
         "kl_per_dimension_nats": kl.mean(0).tolist(),
         "posterior_variance_mean": logvar.exp().mean().item(),
     }
-    return metrics | own_figures(args, model, test, mean, loss), mean, logvar
+    return metrics | own_figures(model, test, mean, loss), mean, logvar
 
 
 # ----------------------------------------------------------------------------------------- figures
-
-
-@contextlib.contextmanager
-def new_figure(path, title, width, height):
-    """A matplotlib figure of so many inches, saved as a PNG at the end."""
-    matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
-    figure.suptitle(title)
-    yield figure
-    with whole_file(path) as file:
-        figure.savefig(file, format="png")
 
 
 @torch.no_grad()
@@ -510,47 +481,41 @@ def decode_pictures(model, z):
     return model.likelihood(z.float().to(next(model.parameters()).device)).mean.cpu()
 
 
-def draw_curves(history, kl_weight, path, title):
-    """The objective, with the full lambda, and its two terms by epoch: of training images as they
-    were seen on the way, of validation images after each round."""
-    values = np.array(history)  # (rounds, 4)
-    panels = {"reconstruction + lambda KL": [1, kl_weight], "reconstruction": [1, 0], "KL": [0, 1]}
-    with new_figure(path, title, 11, 3.4) as figure:
-        for axis, (name, factors) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-            epochs = np.arange(1, len(values) + 1) / ROUNDS
-            axis.plot(epochs, values[:, :2] @ factors, "--", label="training")
-            axis.plot(epochs, values[:, 2:] @ factors, label="validation")
-            axis.set(xlabel="epoch", ylabel="nats an image", title=name)
-            axis.legend()
+def draw(path, title, panels, plot, width, height):
+    """Save a PNG of so many inches: panels {title: values} side by side, by plot(axis, values)."""
+    matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    figure.suptitle(title)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (name, values) in zip(axes, panels.items(), strict=True):
+        axis.set_title(name)
+        plot(axis, values)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write(path, buffer.getvalue())
 
 
-def draw_grids(grids, columns, path, title):
-    """{title: images (N, C, H, W) in [0, 1]} as grids side by side, thin lines between images."""
-    rows = max(map(len, grids.values())) // columns
-    with new_figure(path, title, 0.62 * columns * len(grids), 0.62 * rows + 0.7) as figure:
-        axes = figure.subplots(1, len(grids), squeeze=False)[0]
-        for axis, (name, images) in zip(axes, grids.items(), strict=True):
-            images = F.pad(images.cpu(), (1, 1, 1, 1), value=0.5).unflatten(0, (-1, columns))
-            # (rows, columns, C, H, W) -> (rows * H, columns * W, C)
-            picture = images.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(2)
-            axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axis.set_title(name)
-            axis.axis("off")
+def plot_curves(axis, values):
+    """Values (rounds, 2): of training images as they were seen on the way, of validation images."""
+    epochs = np.arange(1, len(values) + 1) / ROUNDS
+    axis.plot(epochs, values, label=["training", "validation"])
+    axis.set(xlabel="epoch", ylabel="nats an image")
+    axis.legend()
 
 
-def draw_posterior(mean, logvar, path, title):
-    """Mean and variance of q(z|x) for the first of N images, and each dimension's KL over all."""
-    kl = kl_divergence(mean, logvar).mean(0)
-    panels = {"mean": (mean[0], 0), "variance": (logvar[0].exp(), 1), "mean KL, nats": (kl, 0)}
-    with new_figure(path, f"{title}: q(z|x) of the first test image", 7, 5.2) as figure:
-        for axis, (name, (values, prior)) in zip(
-            figure.subplots(3, 1), panels.items(), strict=True
-        ):
-            axis.bar(range(len(values)), values.numpy())
-            axis.axhline(prior, color="black", linestyle="--", label=f"prior: {prior}")
-            axis.set(xlabel="dimension of z", ylabel=name)
-            axis.set_yscale("log" if name == "variance" else "linear")
-            axis.legend(loc="upper right")
+def plot_grid(axis, images):
+    """Images (N, C, H, W) in [0, 1] in rows of 8, thin lines between them."""
+    framed = F.pad(images.cpu(), (1, 1, 1, 1), value=0.5).unflatten(0, (-1, 8))
+    # (rows, 8, C, H, W) -> (rows * H, 8 * W, C)
+    picture = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(2)
+    axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.axis("off")
+
+
+def plot_bars(axis, values):
+    """Values (Z,), one of each dimension of z."""
+    axis.bar(range(len(values)), values.numpy())
+    axis.set(xlabel="dimension of z")
 
 
 # -------------------------------------------------------------------------------------------- main
@@ -561,57 +526,57 @@ def main(argv=None):
     started = time.perf_counter()
     args = parse_args(argv)
     images, validation, test = split(load_images(args))
-    if args.dry_run:
-        some = max(64, 2 * args.batch_size)  # the pictures show 64
-        images, validation, test = images[:some], validation[:some], test[:some]
     if not args.eval_only:
         train(args, images, validation)
     model, config = load_checkpoint(args.out / "model.pt", args.device)
     saved = load_saved(args.out / "model.pt")
 
     torch.manual_seed(config.seed)
-    metrics, mean, logvar = evaluate(args, model, test)
+    metrics, mean, logvar = evaluate(model, test)
     title = f"lambda = {config.kl_weight:g}"
+    reconstruction, kl = np.reshape(saved["history"], (-1, 2, 2)).transpose(2, 0, 1)
+    loss = reconstruction + config.kl_weight * kl
+    panels = {"reconstruction + lambda KL": loss, "reconstruction": reconstruction, "KL": kl}
+    draw(args.out / "curves.png", title, panels, plot_curves, 11, 3.4)
     x = to_float(test)
-    draw_curves(saved["history"], config.kl_weight, args.out / "curves.png", title)
-    grids = {"real": x[:64], "reconstructed": decode_pictures(model, mean[:64])}
-    draw_grids(grids, 8, args.out / "reconstructions.png", title)
+    panels = {"real": x[:64], "reconstructed": decode_pictures(model, mean[:64])}
+    draw(args.out / "reconstructions.png", title, panels, plot_grid, 9.9, 5.7)
     codes = infer(model, images[:10_000])[2]
-    grids = {
-        "prior: N(0, I)": torch.randn(64, config.latent_dim),
-        "a mixture fitted to the training codes": sample_mixture(codes, 64),
+    panels = {
+        "prior: N(0, I)": decode_pictures(model, torch.randn(64, config.latent_dim)),
+        "a mixture fitted to the training codes": decode_pictures(model, sample_mixture(codes, 64)),
     }
-    grids = {name: decode_pictures(model, z) for name, z in grids.items()}
-    draw_grids(grids, 8, args.out / "samples.png", title)
+    draw(args.out / "samples.png", title, panels, plot_grid, 9.9, 5.7)
     rows = []
     for i in range(0, 16, 2):
-        t = torch.linspace(0, 1, 10)[:, None]
-        decoded = decode_pictures(model, (1 - t) * mean[i] + t * mean[i + 1])
+        share = torch.linspace(0, 1, 6)[:, None]
+        decoded = decode_pictures(model, (1 - share) * mean[i] + share * mean[i + 1])
         rows += [x[i : i + 1], decoded, x[i + 1 : i + 2]]
-    grids = {"real, decoded between, real": torch.cat(rows)}
-    draw_grids(grids, 12, args.out / "interpolation.png", title)
-    draw_posterior(mean, logvar, args.out / "posterior.png", title)
-    metrics |= {
-        "kl_weight": config.kl_weight,
-        "history": saved["history"],
-        "train_seconds": saved["seconds"],
-        "wall_seconds": time.perf_counter() - started,
-        "train_images": len(images),
-        "test_images": len(test),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "config": saved["config"],
-        "seed": config.seed,
-        "device": args.device,
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-    }
-    with whole_file(args.out / "metrics.json") as file:
-        file.write(json.dumps(metrics, indent=1).encode())
+    panels = {"real, decoded between, real": torch.cat(rows)}
+    draw(args.out / "interpolation.png", title, panels, plot_grid, 5.0, 5.7)
+    kl = kl_divergence(mean, logvar).mean(0)
+    panels = {"mean": mean[0], "log of the variance": logvar[0], "KL, mean of all images": kl}
+    title += ": q(z|x) of the first test image"
+    draw(args.out / "posterior.png", title, panels, plot_bars, 11, 3.4)
+    metrics.update(
+        history=saved["history"],
+        train_seconds=saved["seconds"],
+        wall_seconds=time.perf_counter() - started,
+        train_images=len(images),
+        test_images=len(test),
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        config=saved["config"],
+        seed=config.seed,
+        device=args.device,
+        versions={"python": sys.version.split()[0], "torch": torch.__version__},
+    )
+    write(args.out / "metrics.json", json.dumps(metrics, indent=1).encode())
     try:
         for name, figure in metrics.items():
             if isinstance(figure, int | float):
                 print(f"{name:24} {figure:.6g}")
         print(f"metrics.json, model.pt and pictures are in {args.out}", flush=True)
-    except OSError:  # a closed or full output must not cost the work its exit status
+    except (OSError, ValueError):  # what cannot be told must not cost the work its exit status
         sys.stdout = None
     return metrics
 

@@ -31,22 +31,15 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "report" / "results"
 FIGURES = ROOT / "report" / "figures"
 EXAMPLE = 6  # the row of train.csv, from 0, that shows what tokenizers do
-NEWS = ("curves", "confusion", "attention")
-VAE = ("curves", "reconstructions", "samples", "interpolation", "posterior")
-
-# name: (script, its options, the pictures to keep)
-RUNS = {
-    "transformer": ("transformer", "", NEWS),
-    "vae_anime_random": ("vae_anime", "", ("samples",)),
-    "vae_anime_random_kl0": ("vae_anime", "--kl-weight 0", ("samples",)),
+RUNS = {  # name: options of the script that its name begins with
+    "transformer": "",
+    **{f"transformer_seed{seed}": f"--seed {seed}" for seed in range(1, 5)},
+    **{f"transformer_scratch{seed}": f"--embeddings none --seed {seed}" for seed in range(3)},
+    **{f"vae_mnist_kl{weight}": f"--kl-weight {weight}" for weight in (0, 1, 100)},
+    **{f"vae_anime_kl{weight}": f"--kl-weight {weight}" for weight in (0, 1, 100)},
+    "vae_anime_random": "",
+    "vae_anime_random_kl0": "--kl-weight 0",
 }
-for seed in range(1, 5):
-    RUNS[f"transformer_seed{seed}"] = ("transformer", f"--seed {seed}", ())
-for seed in range(3):
-    RUNS[f"transformer_scratch{seed}"] = ("transformer", f"--embeddings none --seed {seed}", ())
-for kind in ("vae_mnist", "vae_anime"):
-    for weight in (0, 1, 100):
-        RUNS[f"{kind}_kl{weight}"] = (kind, f"--kl-weight {weight}", VAE)
 
 
 def load_script(name):
@@ -71,25 +64,26 @@ def random_start(script):
     script.new_model = new_model
 
 
-def run_script(name, data):
+def run(name, data):
     """Run a script, if it has not been run; its metrics, and of an autoencoder the measures."""
-    kind, options, pictures = RUNS[name]
+    kind = "transformer" if name.startswith("transformer") else name[: len("vae_mnist")]
     script = load_script(kind)
     if "random" in name:
         random_start(script)
     out = ROOT / "results" / "report" / name
     if not (out / "metrics.json").exists():
-        script.main([*options.split(), "--data", str(data), "--out", str(out)])
+        script.main([*RUNS[name].split(), "--data", str(data), "--out", str(out)])
     metrics = json.loads((out / "metrics.json").read_text())
-    for picture in pictures:
-        shutil.copy(out / f"{picture}.png", FIGURES / f"{name}_{picture}.png")
-    for place in ("data", "out", "submission"):
-        metrics["config"].pop(place, None)
-    metrics["argv"] = options.split()
+    for path in out.glob("*.png"):
+        if name == kind or "_kl" in name or path.stem == "samples":
+            shutil.copy(path, FIGURES / f"{name}_{path.name}")
     if kind == "transformer":
         return metrics
+    model, config = script.load_checkpoint(out / "model.pt")
+    images = script.load_images(script.parse_args(["--data", str(data)]))
+    torch.manual_seed(0)
     measures = digits_measures if kind == "vae_mnist" else faces_measures
-    return metrics | measures(script, out, data)
+    return metrics | measures(script, model, config, images, data)
 
 
 # ----------------------------------------------------------------------------------- autoencoders
@@ -121,32 +115,23 @@ def train_judge(images, labels):
     return judge.eval()
 
 
-def digits_measures(script, out, data, n=2000, fits=5):
-    """Share of pictures that the judge gives over 0.9 to one class, of samples the mean over so
-    many draws and fits of n; the pixels' cross-entropy."""
-    model, _ = script.load_checkpoint(out / "model.pt")
-    images = script.load_images(script.parse_args(["--data", str(data)]))
+def digits_measures(script, model, config, images, data):
+    """Share of pictures that the judge gives over 0.9 to one class; the pixels' cross-entropy."""
     labels = torch.from_numpy(np.load(Path(data) / script.FILE)["label"]).long()
-    rows, _, _ = script.split(torch.arange(len(images)))
     train, _, test = script.split(images)
-    judge = train_judge(script.to_float(train), labels[rows])
-    torch.manual_seed(0)
+    judge = train_judge(script.to_float(train), script.split(labels)[0])
     codes = script.infer(model, train)[2]
+    mixtures = torch.cat([script.sample_mixture(codes, 2000) for _ in range(5)])
     pictures = {
         "real": script.to_float(test),
         "reconstructions": script.decode_pictures(model, script.infer(model, test)[2]),
+        "prior": script.decode_pictures(model, torch.randn(10_000, config.latent_dim)),
+        "mixture": script.decode_pictures(model, mixtures),
     }
-    draws = {"prior": [], "mixture": []}
-    for _ in range(fits):
-        draws["prior"].append(torch.randn(n, codes.size(1)))
-        draws["mixture"].append(script.sample_mixture(codes, n))
-    for name, codes in draws.items():
-        pictures[name] = torch.cat([script.decode_pictures(model, z) for z in codes])
     figures = {}
     for name, x in pictures.items():
         with torch.no_grad():
-            sure = torch.cat([judge(part).softmax(1).amax(1) > 0.9 for part in x.split(n)])
-        figures[f"legible_{name}"] = sure.float().mean().item()
+            figures[f"legible_{name}"] = (judge(x).softmax(1).amax(1) > 0.9).float().mean().item()
     p, q = script.to_float(train).mean(0), script.to_float(test).mean(0)
     entropy = F.binary_cross_entropy(p, q, reduction="sum").item()
     return figures | {"test_pixel_cross_entropy_nats": entropy}
@@ -187,48 +172,45 @@ def sliced_wasserstein(one, two, patches=32, projections=128):
     return sum(distances) / len(distances)
 
 
-def draw_fading(script, model, test, mean, path):
+def draw_fading(script, model, test, mean):
     """Three pairs of faces: codes between theirs, decoded, above the cross-fade of their pixels."""
     rows = []
     for i in (0, 2, 6):
-        share = torch.linspace(0, 1, 10)[:, None]
+        share = torch.linspace(0, 1, 6)[:, None]
         x, y = script.to_float(test[i : i + 2]).split(1)
-        z = (1 - share) * mean[i] + share * mean[i + 1]
+        rows += [x, script.decode_pictures(model, (1 - share) * mean[i] + share * mean[i + 1]), y]
         share = share[..., None, None]
-        rows += [x, script.decode_pictures(model, z), y, x, (1 - share) * x + share * y, y]
-    grids = {"codes between two faces, decoded; beneath each row the cross-fade": torch.cat(rows)}
-    script.draw_grids(grids, 12, path, "lambda = 1")
+        rows += [x, (1 - share) * x + share * y, y]
+    panels = {"codes between two faces, decoded; beneath each the cross-fade": torch.cat(rows)}
+    path = FIGURES / "vae_anime_fading.png"
+    script.draw(path, "lambda = 1", panels, script.plot_grid, 5.0, 4.5)
 
 
-def faces_measures(script, out, data):
+def faces_measures(script, model, config, images, data):
     """Sliced Wasserstein distances to the test faces; eigenvalues of the codes' covariance; how
     many principal components have more variance than lambda sigma^2."""
-    model, config = script.load_checkpoint(out / "model.pt")
-    train, _, test = script.split(script.load_images(script.parse_args(["--data", str(data)])))
-    torch.manual_seed(0)
+    train, _, test = script.split(images)
     n = len(test)
     _, _, codes, logvar = script.infer(model, train[:10_000])
-    sets = {
-        "reconstructions": script.infer(model, test)[2],
-        "prior": torch.randn(n, codes.size(1)),
-        "mixture": script.sample_mixture(codes, n),
-    }
-    if out.name == "vae_anime_kl1":
-        path = FIGURES / "vae_anime_fading.png"
-        draw_fading(script, model, test, sets["reconstructions"], path)
+    mean = script.infer(model, test)[2]
+    if config.kl_weight == 1:
+        draw_fading(script, model, test, mean)
     real = script.to_float(test)
     figures = {"swd_real": sliced_wasserstein(script.to_float(train[:n]), real)}
-    for name, z in sets.items():
+    for name, z in {
+        "reconstructions": mean,
+        "prior": torch.randn(n, config.latent_dim),
+        "mixture": script.sample_mixture(codes, n),
+    }.items():
         pictures = torch.cat([script.decode_pictures(model, part) for part in z.split(500)])
         figures[f"swd_{name}"] = sliced_wasserstein(pictures, real)
     drawn = codes + torch.randn_like(codes) * (logvar / 2).exp()
     eigenvalues = torch.linalg.eigvalsh(drawn.T.cov())
     figures["code_eigenvalues_least_greatest"] = [eigenvalues[0].item(), eigenvalues[-1].item()]
     x = script.to_float(train[:10_000]).flatten(1)
-    _, singular, _ = torch.pca_lowrank(x, config.latent_dim + 32)
-    spectrum = singular[: config.latent_dim].square() / len(x)
+    spectrum = torch.pca_lowrank(x, config.latent_dim + 32)[1].square() / len(x)
     above = spectrum > config.kl_weight * model.log_sigma.exp().item() ** 2
-    figures["components_above_lambda_variance"] = int(above.sum())
+    figures["components_above_lambda_variance"] = int(above[: config.latent_dim].sum())
     return figures
 
 
@@ -240,18 +222,15 @@ def deletion(data, share=0.2):
     text, those with the most attention in the last layer (mean over heads and tokens) or random
     ones: how often the prediction changes, and how far the predicted class's probability falls."""
     script = load_script("transformer")
-    run_script("transformer", data)
     models, config = script.load_checkpoint(ROOT / "results/report/transformer/model.pt")
     config.data = Path(data)
     train, _, _ = script.load_news(config)
     torch.manual_seed(0)
-    falls = {"attended": [], "random": []}
-    changes = {"attended": [], "random": []}
-    for fold, model in enumerate(models):
-        texts = script.encode(train["tokens"][train["fold"] == fold], model.vocabulary)
-        before = script.predict(model, texts)
-        guess = before.argmax(1, keepdim=True)
-        for way in falls:
+    figures = {}
+    for way in ("attended", "random"):
+        falls, changes = [], []
+        for fold, model in enumerate(models):
+            texts = script.encode(train["tokens"][train["fold"] == fold], model.vocabulary)
             kept = []
             for text in texts:
                 score = torch.rand(len(text))
@@ -260,11 +239,12 @@ def deletion(data, share=0.2):
                         score = model(text[None], return_attention=True)[1][-1].mean((0, 1, 2))
                 stay = score.argsort()[: len(text) - math.ceil(share * len(text))].sort().values
                 kept.append(text[stay] if len(stay) else torch.tensor([script.PAD]))
-            after = script.predict(model, kept)
-            falls[way] += (before - after).gather(1, guess).flatten().tolist()
-            changes[way] += (after.argmax(1, keepdim=True) != guess).flatten().tolist()
-    figures = {f"{way}_fall": float(np.mean(falls[way])) for way in falls}
-    return figures | {f"{way}_changed": float(np.mean(changes[way])) for way in changes}
+            before, after = script.predict(model, texts), script.predict(model, kept)
+            guess = before.argmax(1, keepdim=True)
+            falls += (before - after).gather(1, guess).flatten().tolist()
+            changes += (after.argmax(1, keepdim=True) != guess).flatten().tolist()
+        figures |= {f"{way}_fall": np.mean(falls).item(), f"{way}_changed": np.mean(changes).item()}
+    return figures
 
 
 def unknown(script, train, min_count, known):
@@ -394,7 +374,7 @@ def main():
         path = RESULTS / f"{name}.json"
         if path.exists():
             continue
-        result = run_script(name, args.data) if name in RUNS else OTHERS[name](args.data)
+        result = run(name, args.data) if name in RUNS else OTHERS[name](args.data)
         machine = {"processor": processor(), "cores": os.cpu_count()}
         path.write_text(json.dumps(result | {"commit": commit, "machine": machine}, indent=1))
         print(f"{name}: {path.relative_to(ROOT)}", flush=True)
