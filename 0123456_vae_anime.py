@@ -87,7 +87,9 @@ def parse_args(argv=None):
     add("--device", choices=["auto", *devices], default="auto", help="where to compute")
     add("--resume", action="store_true", help="go on from the last epoch of an interrupted run")
     add("--eval-only", action="store_true", help="figures and pictures of the model.pt in --out")
-    add("--dry-run", action="store_true", help="two batches of everything, in a folder of its own")
+    add(
+        "--dry-run", action="store_true", help="a few batches of everything, in a folder of its own"
+    )
     args = parser.parse_args(argv)
     args.device = args.device.replace("auto", devices[-1])
     args.epochs = 1 if args.dry_run else args.epochs
@@ -182,7 +184,7 @@ def load_images(args):
         fail(f"no zip that can be read in {path} ({error}): take the course's file again")
     members = [m for m in archive.infolist() if not m.is_dir() and "/._" not in f"/{m.filename}"]
     if args.dry_run:
-        members = members[:1000]
+        members = members[:700]
     for member in tqdm(members, "reading faces", unit=" images", disable=None):
         try:
             images.append(read_image(io.BytesIO(archive.read(member))))

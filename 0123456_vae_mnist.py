@@ -86,7 +86,9 @@ def parse_args(argv=None):
     add("--device", choices=["auto", *devices], default="auto", help="where to compute")
     add("--resume", action="store_true", help="go on from the last epoch of an interrupted run")
     add("--eval-only", action="store_true", help="figures and pictures of the model.pt in --out")
-    add("--dry-run", action="store_true", help="two batches of everything, in a folder of its own")
+    add(
+        "--dry-run", action="store_true", help="a few batches of everything, in a folder of its own"
+    )
     args = parser.parse_args(argv)
     args.device = args.device.replace("auto", devices[-1])
     args.epochs = 1 if args.dry_run else args.epochs
@@ -153,7 +155,7 @@ def split(images):
 
 
 def load_images(args):
-    """The grey images of TibetanMNIST.npz, uint8 (N, 1, 28, 28); for a dry run a thousand."""
+    """The grey images of TibetanMNIST.npz, uint8 (N, 1, 28, 28); for a dry run 700."""
     path = data_file(args.data, FILE)
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -169,7 +171,7 @@ def load_images(args):
     if not meant or (pixels > 127).all() or not (pixels > 127).any():
         fail(f"pixels in {path} are from {images.min()} to {images.max()}: scale them, 0 to 255")
     pixels = torch.from_numpy(np.rint(pixels).clip(0, 255).astype(np.uint8))
-    return pixels[:1000] if args.dry_run else pixels
+    return pixels[:700] if args.dry_run else pixels
 
 
 def to_float(images):
