@@ -86,9 +86,7 @@ def parse_args(argv=None):
     add("--device", choices=["auto", *devices], default="auto", help="where to compute")
     add("--resume", action="store_true", help="go on from the last epoch of an interrupted run")
     add("--eval-only", action="store_true", help="figures and pictures of the model.pt in --out")
-    add(
-        "--dry-run", action="store_true", help="a few batches of everything, in a folder of its own"
-    )
+    add("--dry-run", action="store_true", help="a little of everything, in a folder of its own")
     args = parser.parse_args(argv)
     args.device = args.device.replace("auto", devices[-1])
     args.epochs = 1 if args.dry_run else args.epochs
