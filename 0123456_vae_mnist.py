@@ -467,12 +467,12 @@ def decode_pictures(model, z):
     return model.likelihood(z.float().to(next(model.parameters()).device)).mean.cpu()
 
 
-def draw(path, title, panels, plot, width, height):
-    """Save a PNG of so many inches: panels {title: values} side by side, by plot(axis, values)."""
+def draw(path, title, panels, plot, width, height, rows=1):
+    """Save a PNG of so many inches: panels {title: values} in rows, each by plot(axis, values)."""
     matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
     figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
     figure.suptitle(title)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    axes = figure.subplots(rows, len(panels) // rows, squeeze=False).flat
     for axis, (name, values) in zip(axes, panels.items(), strict=True):
         axis.set_title(name)
         plot(axis, values)
@@ -501,7 +501,7 @@ def plot_grid(axis, images):
 def plot_bars(axis, values):
     """Values (Z,), one of each dimension of z."""
     axis.bar(range(len(values)), values.numpy())
-    axis.set(xlabel="dimension of z")
+    axis.margins(x=0.01)
 
 
 # -------------------------------------------------------------------------------------------- main
@@ -542,8 +542,8 @@ def main(argv=None):
     draw(args.out / "interpolation.png", title, panels, plot_grid, 5.0, 5.7)
     kl = kl_divergence(mean, logvar).mean(0)
     panels = {"mean": mean[0], "log of the variance": logvar[0], "KL, mean of all images": kl}
-    title += ": q(z|x) of the first test image"
-    draw(args.out / "posterior.png", title, panels, plot_bars, 11, 3.4)
+    title += ": q(z|x) of the first test image, by dimension of z"
+    draw(args.out / "posterior.png", title, panels, plot_bars, 7, 5.2, rows=3)
     metrics.update(
         history=saved["history"],
         train_seconds=saved["seconds"],

@@ -72,8 +72,8 @@ def news_summary(results):
     config = news["config"]
     seeds = [news, *(results[f"transformer_seed{seed}"] for seed in range(1, 5))]
     scratch = [results[f"transformer_scratch{seed}"] for seed in range(3)]
-    words = results["tokenizers"]
-    rows = words["tokenizers"]
+    rows = results["tokenizers"]
+    names = ("whitespace", "wordpunct", "treebank", "toktok", "tweet")
     rivals = results["rivals"]
     deletion = results["deletion"]
     confusion = news["confusion"]
@@ -89,14 +89,12 @@ def news_summary(results):
     rewrite = results["rewrite"]
     d_model, d_hid = config["d_model"], config["d_hid"]
     layer = 4 * d_model**2 + 4 * d_model + 2 * d_model * d_hid + d_hid + d_model + 4 * d_model
-    others = [rows[name] for name in ("treebank", "toktok", "tweet")]
-    punct, blank = rows["wordpunct"], rows["whitespace"]
+    punct, blank, single = rows["wordpunct"], rows["whitespace"], rows["min_count_1"]
+    shortest, median, longest, mean = punct["lengths"]
     return {
         "accuracy": spread(accuracies),
         "accuracy_none": spread([run["oof_accuracy"] for run in scratch]),
-        "rivals": {
-            name: spread(rivals[name]) for name in ("naive_bayes", "tf_idf", "tf_idf_vectors")
-        },
+        "rivals": {name: spread(rivals[name]) for name in ("naive_bayes", "tf_idf_vectors")},
         "behind": fixed(100 * behind, 1),
         "seed0": fixed(news["oof_accuracy"], 4),
         "low": fixed(news["oof_accuracy_low"], 4),
@@ -110,45 +108,34 @@ def news_summary(results):
         "head": str(d_model // config["nhead"]),
         "layer": fixed(layer),
         "lengths": {
-            "shortest": str(words["lengths"]["shortest"]),
-            "median": str(words["lengths"]["median"]),
-            "longest": str(words["lengths"]["longest"]),
-            "padding": percent(words["lengths"]["padding_to_longest"], 0),
-            "padding_sorted": percent(words["lengths"]["padding_by_length"]),
+            "shortest": fixed(shortest),
+            "median": fixed(median),
+            "longest": fixed(longest),
+            "padding": percent(1 - mean / longest, 0),
         },
         "tokenizers": [
             [
                 name,
-                fixed(row["words"]),
-                fixed(row["vocabulary_alone"] - 2),
-                fixed(row["tokens_per_text"], 1),
-                percent(row["unknown_tokens_alone"]),
-                percent(row["unknown_tokens_with_vectors"]),
-                percent(row["tokens_with_vector"]),
-                fixed(round(row["texts_per_second"], -2)),
+                fixed(rows[name]["words"]),
+                fixed(rows[name]["vocabulary_alone"]),
+                fixed(rows[name]["lengths"][3], 1),
+                percent(rows[name]["unknown_alone"]),
+                percent(rows[name]["unknown_with_vectors"]),
                 spread(measured[name]["accuracies"]),
             ]
-            for name, row in rows.items()
+            for name in names
         ],
-        "examples": [
-            [name, rows[name]["example"]] for name in ("whitespace", "wordpunct", "treebank")
-        ],
+        "examples": [[name, rows[name]["example"]] for name in names[:3]],
         "blank_words": fixed(blank["words"]),
         "punct_words": fixed(punct["words"]),
-        "blank_unknown": percent(blank["unknown_tokens_alone"]),
-        "punct_unknown": percent(punct["unknown_tokens_alone"]),
-        "punct_texts": percent(punct["texts_with_unknown_alone"], 0),
-        "punct_unknown_glove": percent(punct["unknown_tokens_with_vectors"]),
-        "punct_texts_glove": percent(punct["texts_with_unknown_with_vectors"], 0),
-        "others_unknown_glove": percent(min(row["unknown_tokens_with_vectors"] for row in others)),
-        **{
-            f"min{row['min_count']}": {
-                "words": fixed(row["vocabulary_alone"] - 2),
-                "unknown": percent(row["unknown_tokens_alone"]),
-                "glove": percent(row["unknown_tokens_with_vectors"]),
-            }
-            for row in words["min_counts"]
-        },
+        "blank_unknown": percent(blank["unknown_alone"]),
+        "punct_unknown": percent(punct["unknown_alone"]),
+        "punct_glove": percent(punct["unknown_with_vectors"]),
+        "others_glove": percent(min(rows[name]["unknown_with_vectors"] for name in names[2:])),
+        "punct_known": fixed(punct["vocabulary_alone"]),
+        "single_known": fixed(single["vocabulary_alone"]),
+        "single_unknown": percent(single["unknown_alone"]),
+        "single_glove": percent(single["unknown_with_vectors"]),
         "ablations": ablation_rows(ablations),
         "ablations_commit": results["ablations"]["commit"][:7],
         "rewrite": [
@@ -164,12 +151,10 @@ def news_summary(results):
         "sixth": fixed(statistics.mean(rewrite["all_rows"]["with_sixth"]), 4),
         "five": fixed(statistics.mean(rewrite["all_rows"]["folds"]), 4),
         "deletion": {
-            "attended": percent(deletion["attended_changed"]),
-            "random": percent(deletion["random_changed"]),
-            "attended_fall": fixed(deletion["attended_fall"], 3),
-            "random_fall": fixed(deletion["random_fall"], 3),
-            "ratio": fixed(deletion["attended_fall"] / deletion["random_fall"]),
-            "survive": percent(1 - deletion["attended_changed"], 0),
+            "attended": percent(deletion["attended"]),
+            "random": percent(deletion["random"]),
+            "ratio": fixed(deletion["attended"] / deletion["random"], 1),
+            "survive": percent(1 - deletion["attended"], 0),
         },
         "lines": {
             name: str(results["tried"]["leaderboard"][name])
