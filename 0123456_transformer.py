@@ -168,7 +168,7 @@ def read_table(path, keys):
     """A CSV file as a DataFrame of str, headings in lower case; `keys` must stand in each row."""
     rules = {"header": None, "dtype": str, "keep_default_na": False, "skipinitialspace": True}
     try:
-        text = path.read_text(encoding="utf-8-sig").lstrip("\ufeff")
+        text = path.read_text(encoding="utf-8-sig").lstrip("\ufeff \r\n")
         separator = max(",;\t", key=text.partition("\n")[0].count)
         # This engine refuses a row longer than the first, and a lone quote, which swallows rows.
         table = pd.read_csv(io.StringIO(text), sep=separator, engine="python", **rules)
@@ -206,7 +206,8 @@ def load_news(args):
     labels = train["label"].str.replace(r"^(\d+)\.0$", r"\1", regex=True)  # a float's 3.0
     counts = labels.value_counts()
     if len(counts) < 2 or counts.min() < args.folds:
-        fail(f"labels in train.csv are {counts.to_dict()}: --folds needs two in {args.folds} rows")
+        need = f"two are needed, each in --folds = {args.folds} rows"
+        fail(f"labels in train.csv are {counts.to_dict()}: {need}")
     classes = sorted(counts.index)
     train["target"] = labels.map(classes.index)
     if args.dry_run:
@@ -229,7 +230,6 @@ def load_vectors(name, words):
     if name == "none" or (name == "auto" and not path.is_file()):
         print("notice: no pretrained vectors, so the accuracy is lower", file=sys.stderr)
         return [], None
-    found = {}
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
@@ -360,7 +360,7 @@ class TransformerClassifier(nn.Module):
         self.norm = nn.LayerNorm(D)
         self.classify = nn.Sequential(nn.Dropout(0.3), nn.Linear(D, classes))
         self.register_buffer("ratios", torch.zeros(len(vocabulary), classes))
-        self.trust = 1.0 if vectors is None else 0.5  # in the ratios: who has vectors knows more
+        self.trust = 1.0 if vectors is None else 0.5  # with vectors the ratios are needed less
 
     def forward(self, tokens, return_attention=False):
         """tokens (B, T) -> logits (B, C), or (logits, [weights (B, H, T, T) of each layer])."""
@@ -377,7 +377,7 @@ class TransformerClassifier(nn.Module):
             maps.append(weights)
         x = self.norm(x).masked_fill(~mask[..., None], torch.finfo(x.dtype).min)
         logits = self.classify(x.amax(1))  # the largest over the text of each of the D features
-        if not self.training:  # there, counted on the same rows, they would leave nothing to learn
+        if not self.training:  # counted on the training rows, they would leave nothing to learn
             ratios = self.ratios[tokens].sum(1) / mask.sum(1, keepdim=True).sqrt()  # (B, C)
             logits = logits + self.trust * ratios
         return (logits, maps) if return_attention else logits
@@ -462,11 +462,10 @@ def load_checkpoint(path, device="cpu"):
     """([the model of each fold], options) of a model.pt; the models in eval mode."""
     saved = load_saved(path)
     config = argparse.Namespace(**saved["config"])
-    vectors = saved["vectors"] if saved["vectors"] is None else saved["vectors"].to(device)
     models = []
     for words, weights in zip(saved["words"], saved["weights"], strict=True):
         vocabulary = {word: i for i, word in enumerate(words)}
-        model = TransformerClassifier(config, vocabulary, len(saved["classes"]), vectors)
+        model = TransformerClassifier(config, vocabulary, len(saved["classes"]), saved["vectors"])
         model.load_state_dict(weights)
         models.append(model.to(device).eval())
     return models, config
@@ -508,8 +507,8 @@ def draw_curves(histories, path):
     values = np.array(histories).mean(0)  # (epochs, 4)
     figure = Figure((9, 3.4), layout="constrained")
     for i, axis in enumerate(figure.subplots(1, 2)):
-        axis.plot(range(1, len(values) + 1), values[:, i], label="training, words left out")
-        axis.plot(range(1, len(values) + 1), values[:, i + 2], label="out of fold")
+        names = ["training, words left out", "out of fold"]
+        axis.plot(range(1, len(values) + 1), values[:, [i, i + 2]], marker=".", label=names)
         axis.set(xlabel="epoch", ylabel=("loss, nats", "accuracy")[i])
         axis.legend()
     save_figure(figure, path)
@@ -572,7 +571,7 @@ def main(argv=None):
     known, vectors = load_vectors(args.embeddings, words)
     aside = ("data", "out", "submission", "device", "resume")
     config = {name: value for name, value in vars(args).items() if name not in aside}
-    # All that decides the weights, by its bytes: another run's checkpoint is not gone on with.
+    # Of all that decides the weights: the checkpoint of another run is refused.
     rows = train[["tokens", "target", "fold"]].to_numpy().tolist()
     numbers = b"" if vectors is None else vectors.numpy().tobytes()
     run = hashlib.sha256(repr([config, classes, known, rows]).encode() + numbers).hexdigest()
@@ -583,10 +582,9 @@ def main(argv=None):
         saved = load_saved(path)
         if saved["run"] != run:
             fail(f"other options, rows or vectors made {path}: leave out --resume")
-    device_vectors = None if vectors is None else vectors.to(args.device)
     training = time.perf_counter() - saved["seconds"]
     for fold in tqdm(range(len(saved["words"]), args.folds), unit="fold", disable=None):
-        model, history = train_fold(args, train, fold, classes, known, device_vectors)
+        model, history = train_fold(args, train, fold, classes, known, vectors)
         saved["words"].append(list(model.vocabulary))
         saved["weights"].append(model.state_dict())
         saved["history"].append(history)

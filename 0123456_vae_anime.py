@@ -187,7 +187,7 @@ def load_images(args):
         try:
             images.append(read_image(io.BytesIO(archive.read(member))))
         except Exception as error:
-            passed_over.append(f"{member.filename}: {error or type(error).__name__}")
+            passed_over.append(f"{member.filename}: {error!r}")
     reason = f", such as {passed_over[0]}" if passed_over else ""
     if len(images) < 640:
         fail(f"{len(images)} pictures in {path}{reason}: at least 640 are needed")
@@ -356,7 +356,7 @@ def train_round(args, model, optimizer, images, done):
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
-        total = total + terms.detach()
+        total += terms.detach()
     return (total / len(batches)).tolist()
 
 
@@ -365,7 +365,7 @@ def train(args, images, validation):
     torch.manual_seed(args.seed)
     model = new_model(args, images).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
-    # All that decides the weights, by its bytes: another run's checkpoint is not gone on with.
+    # Of the options and the images' bytes: the checkpoint of another run is refused.
     aside = ("data", "out", "device", "resume")
     config = {name: value for name, value in vars(args).items() if name not in aside}
     run = hashlib.sha256(repr(config).encode() + images.numpy().tobytes()).hexdigest()
@@ -498,14 +498,14 @@ def draw(path, title, panels, plot, width, height, rows=1):
 def plot_curves(axis, values):
     """Values (rounds, 2): of training images as they were seen on the way, of validation images."""
     epochs = np.arange(1, len(values) + 1) / ROUNDS
-    axis.plot(epochs, values, label=["training", "validation"])
+    axis.plot(epochs, values, marker=".", label=["training", "validation"])
     axis.set(xlabel="epoch", ylabel="nats an image")
     axis.legend()
 
 
 def plot_grid(axis, images):
     """Images (N, C, H, W) in [0, 1] in rows of 8, thin lines between them."""
-    framed = F.pad(images.cpu(), (1, 1, 1, 1), value=0.5).unflatten(0, (-1, 8))
+    framed = F.pad(images, (1, 1, 1, 1), value=0.5).unflatten(0, (-1, 8))
     # (rows, 8, C, H, W) -> (rows * H, 8 * W, C)
     picture = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(2)
     axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")

@@ -165,7 +165,7 @@ def load_images(args):
         fail(f"{len(images)} images in {path}: at least 640 are needed")
     white = 1 if images.max() < 2 else 255
     pixels = images * (255 / white)
-    meant = pixels.min() > -77 and pixels.max() < 332  # resizing overshoots
+    meant = pixels.min() > -77 and pixels.max() < 332  # resizing overshoots by less than 0.3
     if not meant or (pixels > 127).all() or not (pixels > 127).any():
         fail(f"pixels in {path} are from {images.min()} to {images.max()}: scale them, 0 to 255")
     pixels = torch.from_numpy(np.rint(pixels).clip(0, 255).astype(np.uint8))
@@ -180,7 +180,7 @@ def to_float(images):
 def training_input(images, progress):
     """x of training images, each moved, turned, stretched and sheared at random: a little, over the
     second half of training less and less."""
-    strength = 0.06 * min(1, 2 - 2 * progress)  # where half a picture is 1
+    strength = 0.06 * min(1, 2 - 2 * progress)  # half the picture's width is 1
     change = torch.eye(2, 3) + strength * torch.randn(len(images), 2, 3)
     grid = F.affine_grid(change, images.shape, align_corners=False).to(images.device)
     return to_float(F.grid_sample(images.float(), grid, align_corners=False))
@@ -337,7 +337,7 @@ def train_round(args, model, optimizer, images, done):
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
-        total = total + terms.detach()
+        total += terms.detach()
     return (total / len(batches)).tolist()
 
 
@@ -346,7 +346,7 @@ def train(args, images, validation):
     torch.manual_seed(args.seed)
     model = new_model(args, images).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
-    # All that decides the weights, by its bytes: another run's checkpoint is not gone on with.
+    # Of the options and the images' bytes: the checkpoint of another run is refused.
     aside = ("data", "out", "device", "resume")
     config = {name: value for name, value in vars(args).items() if name not in aside}
     run = hashlib.sha256(repr(config).encode() + images.numpy().tobytes()).hexdigest()
@@ -426,8 +426,8 @@ def sample_mixture(codes, n, components=500, steps=30):
 
 @torch.no_grad()
 def own_figures(model, test, mean, loss, k=None):
-    """IW-NLL: -log p(x) of 500 test images in nats, bounded from above by k importance samples each
-    (Burda et al. 2016, equation 8): as many as images, at most 500."""
+    """IW-NLL: -log p(x) of 500 test images in nats, on average bounded from above by k importance
+    samples each (Burda et al. 2016, equation 8): 500, of fewer images fewer."""
     k = k or min(500, len(test))
     x = to_float(test[:500].to(model.start.device))
     log_weights = []
@@ -484,14 +484,14 @@ def draw(path, title, panels, plot, width, height, rows=1):
 def plot_curves(axis, values):
     """Values (rounds, 2): of training images as they were seen on the way, of validation images."""
     epochs = np.arange(1, len(values) + 1) / ROUNDS
-    axis.plot(epochs, values, label=["training", "validation"])
+    axis.plot(epochs, values, marker=".", label=["training", "validation"])
     axis.set(xlabel="epoch", ylabel="nats an image")
     axis.legend()
 
 
 def plot_grid(axis, images):
     """Images (N, C, H, W) in [0, 1] in rows of 8, thin lines between them."""
-    framed = F.pad(images.cpu(), (1, 1, 1, 1), value=0.5).unflatten(0, (-1, 8))
+    framed = F.pad(images, (1, 1, 1, 1), value=0.5).unflatten(0, (-1, 8))
     # (rows, 8, C, H, W) -> (rows * H, 8 * W, C)
     picture = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(2)
     axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")

@@ -18,8 +18,6 @@ import typst
 from PIL import Image
 
 REPORT = Path(__file__).resolve().parent
-# Of these pictures, of 8 rows of images, the report shows the first: all would double its size.
-TALL = ("reconstructions.png", "samples.png", "interpolation.png")
 LAMBDAS = (0, 1, 100)
 PIXELS = 3 * 64 * 64
 
@@ -304,18 +302,31 @@ def summary():
 # -------------------------------------------------------------------------------------------- pdf
 
 
+def shown(image, name):
+    """The part of a script's picture that the report shows: no title, of 8 rows of images 2 or 4,
+    of the posterior mean and variance, of attention one text's heads and every text's words."""
+    width, height = image.size
+    if name.endswith(("reconstructions", "samples", "interpolation")):
+        return image.crop((0, 30, width, 63 + 73 * (4 if "kl1_" in name else 2)))
+    if name.endswith("posterior"):
+        return image.crop((0, 0, width, 418))
+    if name.endswith("attention"):
+        parts = [(0, 595), *((603 * i + 480, 603 * i + 600) for i in range(1, 4))]
+        whole = Image.new("RGB", (width, 595 + 3 * 120), "white")
+        for i, (top, bottom) in enumerate(parts):
+            whole.paste(image.crop((0, top, width, bottom)), (0, 475 + 120 * i if i else 0))
+        return whole
+    return image.crop((0, 28 if name.startswith("vae") else 0, width, height))
+
+
 def place_picture(path, folder):
-    """Put a picture into the folder, without the rows of images that the report does not show."""
-    if not path.name.endswith(TALL):
-        shutil.copy(path, folder)
-        return
+    """Put what is shown of a picture into the folder; of faces as JPEG, which halves the report."""
     with Image.open(path) as image:
-        rows = 5 if path.name == "vae_mnist_kl1_samples.png" else 4
-        image = image.convert("RGB").crop((0, 0, image.width, 63 + 74 * rows))
-    if "anime" in path.name:  # as JPEG they halve the report
-        image.save(folder / f"{path.stem}.jpg", quality=92, subsampling=0)
+        picture = shown(image.convert("RGB"), path.stem)
+    if "anime" in path.name and not path.stem.endswith(("curves", "posterior")):
+        picture.save(folder / f"{path.stem}.jpg", quality=92, subsampling=0)
     else:
-        image.save(folder / path.name)
+        picture.save(folder / path.name)
 
 
 @contextlib.contextmanager

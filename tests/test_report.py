@@ -4,7 +4,6 @@ import json
 import re
 import statistics
 import sys
-import zipfile
 
 import typst
 from conftest import ROOT
@@ -15,28 +14,13 @@ from make_report import build, load_results, source
 TYPST = (ROOT / "report" / "report.typ").read_text()
 README = (ROOT / "README.md").read_text()
 # The assignment's questions, and what the heading that answers each has in it.
-QUESTIONS = [
-    "String to integers",
-    "white space",
-    "<unk>.*<pad>",
-    "Architecture and hyper-parameters",
-    "optimizer, activation, scheduler",
-    "leaderboard",
-    "Attention",
-    "objective, and both likelihoods",
-    "Architectures",
-    "Tibetan digits",
-    "Anime faces",
-    "= 0.*= 100",
-    "posterior of one image",
-    "posterior collapse is, how it shows, how to avoid",
-    "learned σ",
-    "fail, and what codes of the aggregated posterior do",
-    "What was tried",
-    "Commands, machine, time",
-    "Limits",
-    "References",
-]
+QUESTIONS = (
+    "String to integers; white space; <unk>.*<pad>; Architecture and hyper-parameters; Attention;"
+    "optimizer, activation, scheduler; leaderboard; objective, and both likelihoods; Architectures;"
+    "Tibetan digits; Anime faces; = 0.*= 100; posterior of one image; learned σ; What was tried;"
+    "posterior collapse is, how it shows, how to avoid; Commands, machine, time; Limits;"
+    "fail, and what codes of the aggregated posterior do; References"
+).split(";")
 
 
 def words(content):
@@ -63,14 +47,14 @@ def test_pages_headings_and_captions():
         figures = json.loads(typst.query(selector="figure", **files))
     titles = [words(heading["body"]) for heading in headings]
     for question in QUESTIONS:
-        assert any(re.search(question, title, re.IGNORECASE) for title in titles), question
+        assert any(re.search(question.strip(), title, re.IGNORECASE) for title in titles), question
     assert len(figures) > 20
     assert all(len(words(figure["caption"])) > 40 for figure in figures)
 
 
 def test_no_measured_number_is_typed_by_hand():
     """No number with two or more decimals stands in the text."""
-    assert len(TYPST.splitlines()) <= 720
+    assert len(TYPST.splitlines()) <= 650
     text = re.sub(r"(?s)#(let|set|show)\b.*?\n\n", "\n\n", TYPST)
     text = re.sub(r"\d+\.?\d*(em|pt|cm|fr)\b", "", text)
     assert set(re.findall(r"(?<![\w.])\d+\.\d{2,}", text)) <= {"0.01"}  # what active means
@@ -108,10 +92,6 @@ def test_readme_is_short_and_its_pictures_are_there():
     assert len(shown) == 2 and all((ROOT / path).is_file() for path in shown)
 
 
-def test_hand_in_has_four_files(tmp_path):
-    path = tmp_path / "hw2_0123456.zip"
-    files = [*sorted(ROOT.glob("0123456_*.py")), ROOT / "report.pdf"]
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in files:
-            archive.write(file, file.name)
-    assert len(files) == 4 and path.stat().st_size < 20e6
+def test_hand_in_has_four_files():
+    files = [*ROOT.glob("0123456_*.py"), ROOT / "report.pdf"]
+    assert len(files) == 4 and sum(file.stat().st_size for file in files) < 20e6
