@@ -169,7 +169,7 @@ def draw_fading(script, model, test):
         rows += [x, script.decode_pictures(model, (1 - share) * mean[i] + share * mean[i + 1]), y]
         share = share[..., None, None]
         rows += [x, (1 - share) * x + share * y, y]
-    panels = {"codes between two faces, decoded; beneath each the cross-fade": torch.cat(rows)}
+    panels = {"decoded between, and beneath it the cross-fade": torch.cat(rows)}
     path = FIGURES / "vae_anime_fading.png"
     script.draw(path, "lambda = 1", panels, script.plot_grid, 5.0, 4.5)
 
