@@ -259,7 +259,7 @@ def rivals(data):
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import PredefinedSplit, cross_val_score
     from sklearn.naive_bayes import MultinomialNB
-    from sklearn.pipeline import make_pipeline, make_union
+    from sklearn.pipeline import FeatureUnion, make_pipeline
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
     def mean_vector(weights, table):
@@ -272,15 +272,14 @@ def rivals(data):
         args = script.parse_args(["--data", str(data), "--seed", str(seed)])
         train, _, _ = script.load_news(args)
         known, table = script.load_vectors("auto", set(train["tokens"].explode()))
-        features = make_union(
-            TfidfVectorizer(**split, ngram_range=(1, 2), sublinear_tf=True),
-            make_pipeline(
-                TfidfVectorizer(**split, vocabulary=known, norm="l1"),
-                FunctionTransformer(mean_vector, kw_args={"table": table[2:].numpy()}),
-                StandardScaler(),
-            ),
-            transformer_weights={"pipeline": 0.1},
+        vectors = make_pipeline(
+            TfidfVectorizer(**split, vocabulary=known, norm="l1"),
+            FunctionTransformer(mean_vector, kw_args={"table": table[2:].numpy()}),
+            StandardScaler(),
         )
+        tf_idf = TfidfVectorizer(**split, ngram_range=(1, 2), sublinear_tf=True)
+        both = [("tf_idf", tf_idf), ("vectors", vectors)]
+        features = FeatureUnion(both, transformer_weights={"vectors": 0.1})
         bayes = make_pipeline(CountVectorizer(**split), MultinomialNB(alpha=0.5))
         regression = make_pipeline(features, LogisticRegression(C=5, max_iter=3000))
         for name, model in zip(accuracies, (bayes, regression), strict=True):
