@@ -63,9 +63,11 @@ def run(name, data):
     out = ROOT / "results" / "report" / name
     if not (out / "metrics.json").exists():
         script.main([*RUNS[name].split(), "--data", str(data), "--out", str(out)])
-    for path in out.glob("*.png"):
-        if name == kind or "_kl" in name or path.stem == "samples":
+    if name == kind or name.startswith(f"{kind}_kl"):
+        for path in out.glob("*.png"):
             shutil.copy(path, FIGURES / f"{name}_{path.name}")
+    if "random" in name:
+        shutil.copy(out / "samples.png", FIGURES / f"{name}_samples.png")
     metrics = json.loads((out / "metrics.json").read_text())
     if kind == "transformer":
         return metrics

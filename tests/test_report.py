@@ -42,7 +42,7 @@ def test_the_pdf_is_what_its_sources_give():
 
 def test_pages_headings_and_captions():
     with source() as files:
-        assert 10 <= len(typst.compile(**files, format="png", ppi=10)) <= 14
+        assert 12 <= len(typst.compile(**files, format="png", ppi=10)) <= 14
         headings = json.loads(typst.query(selector="heading", **files))
         figures = json.loads(typst.query(selector="figure", **files))
     titles = [words(heading["body"]) for heading in headings]
