@@ -67,11 +67,13 @@ def test_layer_is_torchs(T, activation):
         (theirs.norm1, ours.norm1),
     ):
         to.load_state_dict(of.state_dict())
-    x = torch.randn(3, 9, 24, dtype=torch.double)
+    x = torch.randn(3, 9, 24, dtype=torch.double, requires_grad=True)
     mask = torch.arange(9) < torch.tensor([[9], [4], [1]])
     output, weights = ours(x, mask)
     expected = theirs(x, src_key_padding_mask=~mask)
     torch.testing.assert_close(output[mask], expected[mask], rtol=1e-10, atol=1e-10)
+    gradients = [torch.autograd.grad(y[mask].sin().sum(), x)[0] for y in (output, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
     same = [theirs.norm1(x)] * 3
     _, maps = theirs.self_attn(*same, key_padding_mask=~mask, average_attn_weights=False)
     torch.testing.assert_close(weights, maps, rtol=1e-10, atol=1e-10)
