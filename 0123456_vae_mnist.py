@@ -250,10 +250,10 @@ class VAE(nn.Module):
         )
         self.to(memory_format=torch.channels_last)  # the faster order on a CPU
 
-    def sample_posterior(self, x):
+    def sample_posterior(self, x, features=None):
         """z, mean and log-variance of q(z|x), (B, Z) each; of a group they depend on what was
-        drawn for the groups above."""
-        features = self.features(2 * x - 1)  # (B, W)
+        drawn for the groups above. For many samples the features (B, W) are made once."""
+        features = self.features(2 * x - 1) if features is None else features
         state = self.start.expand_as(features)
         parts = []
         for group in self.groups:
@@ -430,9 +430,10 @@ def own_figures(model, test, mean, loss, k=None):
     samples each (Burda et al. 2016, equation 8): 500, of fewer images fewer."""
     k = k or min(500, len(test))
     x = to_float(test[:500].to(model.start.device))
+    features = model.features(2 * x - 1)
     log_weights = []
     for _ in range(k):
-        z, mean, logvar = model.sample_posterior(x)
+        z, mean, logvar = model.sample_posterior(x, features)
         log_ratio = (z.square() - (z - mean).square() / logvar.exp() - logvar).sum(1) / 2  # q / p
         log_weights.append(model.likelihood(z).log_prob(x).flatten(1).sum(1) - log_ratio)
     bound = math.log(k) - torch.stack(log_weights).logsumexp(0)
