@@ -87,7 +87,7 @@ def test_samples_have_the_posteriors_moments(model):
 
 
 def test_the_kl_term_has_the_weight_lambda(V, images, monkeypatch):
-    """Once it has grown: a model whose two terms are its two weights, and their gradients."""
+    """From 0, at the start: a model whose two terms are its two weights, and their gradients."""
     model = torch.nn.Module()
     model.terms = torch.nn.Parameter(torch.zeros(2))
 
@@ -97,8 +97,9 @@ def test_the_kl_term_has_the_weight_lambda(V, images, monkeypatch):
     monkeypatch.setattr(V, "elbo_terms", elbo_terms)
     args = SimpleNamespace(epochs=2, batch_size=9, lr=1.0, kl_weight=7.0)
     optimizer = torch.optim.SGD(model.parameters())
-    V.train_round(args, model, optimizer, images, V.ROUNDS)  # the first of the second epoch
-    assert model.terms.grad.tolist() == [1.0, 21.0]
+    for done, gradient in ((0, 0.0), (V.ROUNDS, 21.0)):  # first step of the first, second epoch
+        V.train_round(args, model, optimizer, images, done)
+        assert model.terms.grad.tolist() == [1.0, gradient]
 
 
 def test_later_groups_see_what_was_drawn_for_earlier_ones(vae_mnist):
