@@ -52,7 +52,7 @@ EPOCHS = 4
 BATCH_SIZE = 64
 LR = 1e-3
 ROUNDS = 3  # points of the learning curve an epoch
-KL_WARM_UP = 0.001  # share of training over which the KL term grows to its weight
+KL_WARM_UP = 0.001  # share of training over which the KL term grows to its weight: at once
 CLIP = 1e5  # norm of the gradient above which it is scaled down
 
 # --------------------------------------------------------------------------------------- arguments
