@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -209,6 +210,7 @@ def deletion(data, share=0.2):
     """How often a held-out text's prediction changes when that share of its tokens is taken out:
     those with the most attention in the last layer, mean over heads and tokens, or random ones."""
     script = load_script("transformer")
+    run("transformer", data)  # if it has not been run
     models, config = script.load_checkpoint(ROOT / "results/report/transformer/model.pt")
     config.data = Path(data)
     train, _, _ = script.load_news(config)
@@ -239,7 +241,7 @@ def tokenizers(data):
         train, test, _ = script.load_news(args)
         texts = train["tokens"]
         known, _ = script.load_vectors("auto", {*texts.explode(), *test["tokens"].explode()})
-        row = {"words": texts.explode().nunique(), "example": texts[6][:11]}
+        row = {"words": texts.explode().nunique(), "example": texts[6][:11]}  # of a telling row
         row["lengths"] = texts.str.len().describe()[["min", "50%", "max", "mean"]].tolist()
         for way, pretrained in (("alone", ()), ("with_vectors", known)):
             strange, sizes = [], []
@@ -305,8 +307,9 @@ def main():
         sys.exit("the scripts have changes that are not committed: results would be of no commit")
     log = ["git", "log", "-1", "--format=%H", *scripts]
     commit = subprocess.check_output(log, cwd=ROOT, text=True).strip()
-    models = re.findall("model name.*: (.*)", Path("/proc/cpuinfo").read_text())
-    machine = {"processor": models[0], "cores": os.cpu_count()}
+    cpuinfo = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    names = [*re.findall("model name.*: (.*)", cpuinfo), platform.processor()]
+    machine = {"processor": names[0], "cores": os.cpu_count()}
     for name in args.names or [*RUNS, *others]:
         path = RESULTS / f"{name}.json"
         if path.exists():

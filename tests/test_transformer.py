@@ -139,6 +139,7 @@ def test_naive_bayes_by_hand(T, model):
 MEANT = [TABLE, "\ufeff" + TABLE, "\ufeff\ufeff" + TABLE, TABLE + "  ,, ,\n   \n"]
 MEANT += [TABLE.replace("\n", end) for end in ("\r\n", "\n\n", ",more\n")]
 MEANT += [TABLE.replace(",", separator) for separator in ("\t", ";", ", ")]
+MEANT += ["\n \n" + TABLE.replace(",", ";")]
 MEANT += [TABLE.replace(HEAD, " ID ,category , TITLE,Description \n")]
 MEANT += [TABLE.replace("Category", "Label").replace("Description", "Content")]
 MEANT += ["".join(f"{i},{line}" for i, line in enumerate(TABLE.splitlines(keepends=True)))]
