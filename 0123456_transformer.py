@@ -463,10 +463,10 @@ def load_checkpoint(path, device="cpu"):
     saved = load_saved(path)
     config = argparse.Namespace(**saved["config"])
     models = []
-    for words, weights in zip(saved["words"], saved["weights"], strict=True):
-        vocabulary = {word: i for i, word in enumerate(words)}
+    for fold in saved["folds"]:
+        vocabulary = {word: i for i, word in enumerate(fold["words"])}
         model = TransformerClassifier(config, vocabulary, len(saved["classes"]), saved["vectors"])
-        model.load_state_dict(weights)
+        model.load_state_dict(fold["weights"])
         models.append(model.to(device).eval())
     return models, config
 
@@ -576,18 +576,17 @@ def main(argv=None):
     numbers = b"" if vectors is None else vectors.numpy().tobytes()
     run = hashlib.sha256(repr([config, classes, known, rows]).encode() + numbers).hexdigest()
     saved = {"run": run, "config": config, "classes": classes, "vectors": vectors}
-    saved |= {"words": [], "weights": [], "history": [], "seconds": 0.0}
+    saved.update(folds=[], seconds=0.0)
     path = args.out / "checkpoint.pt"
     if args.resume and path.exists():
         saved = load_saved(path)
         if saved["run"] != run:
             fail(f"other options, rows or vectors made {path}: leave out --resume")
     training = time.perf_counter() - saved["seconds"]
-    for fold in tqdm(range(len(saved["words"]), args.folds), unit="fold", disable=None):
-        model, history = train_fold(args, train, fold, classes, known, vectors)
-        saved["words"].append(list(model.vocabulary))
-        saved["weights"].append(model.state_dict())
-        saved["history"].append(history)
+    for k in tqdm(range(len(saved["folds"]), args.folds), unit="fold", disable=None):
+        model, history = train_fold(args, train, k, classes, known, vectors)
+        fold = {"words": [*model.vocabulary], "weights": model.state_dict(), "history": history}
+        saved["folds"].append(fold)
         saved["seconds"] = time.perf_counter() - training
         buffer = io.BytesIO()
         torch.save({"transformer": saved}, buffer)
@@ -597,20 +596,21 @@ def main(argv=None):
     models, _ = load_checkpoint(args.out / "model.pt", args.device)
     oof = torch.zeros(len(train), len(classes), dtype=torch.double)
     mean = torch.zeros(len(test), len(classes), dtype=torch.double)
-    for fold, model in enumerate(models):
-        held = train[train["fold"] == fold]
+    for k, model in enumerate(models):
+        held = train[train["fold"] == k]
         oof[held.index] = predict(model, encode(held["tokens"], model.vocabulary))
         mean += predict(model, encode(test["tokens"], model.vocabulary)) / len(models)
-    submission = pd.DataFrame({"Id": test["id"], "Category": [classes[k] for k in mean.argmax(1)]})
+    submission = pd.DataFrame({"Id": test["id"], "Category": [classes[i] for i in mean.argmax(1)]})
     write(args.submission, submission.to_csv(index=False, lineterminator="\n").encode())
     metrics = evaluate(oof, train["target"])
     matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
     matplotlib.rcParams["text.parse_math"] = False  # a $ is a $
-    draw_curves(saved["history"], args.out / "curves.png")
+    histories = [fold["history"] for fold in saved["folds"]]
+    draw_curves(histories, args.out / "curves.png")
     draw_confusion(metrics["confusion"], classes, args.out / "confusion.png")
     draw_attention(models[0], train[train["fold"] == 0], oof, classes, args.out / "attention.png")
     metrics.update(
-        history=saved["history"],
+        history=histories,
         train_seconds=saved["seconds"],
         wall_seconds=time.perf_counter() - started,
         train_rows=len(train),

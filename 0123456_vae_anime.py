@@ -53,7 +53,6 @@ BATCH_SIZE = 64
 LR = 1e-3
 ROUNDS = 3  # points of the learning curve an epoch
 KL_WARM_UP = 0.001  # share of training over which the KL term grows to its weight: at once
-CLIP = 1e5  # norm of the gradient above which it is scaled down
 
 # --------------------------------------------------------------------------------------- arguments
 
@@ -140,17 +139,7 @@ def load_saved(path):
 
 
 # -------------------------------------------------------------------------------------------- data
-
-
-def split(images):
-    """Training, validation (1 in 20) and test images (1 in 10): the same ones whatever --seed."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    tenth = len(images) // 10
-    test, validation, rest = order.tensor_split([tenth, tenth + len(images) // 20])
-    return images[rest], images[validation], images[test]
-
-
-# >>> data
+# This section and the next are of these images; the others are the same for digits and for faces.
 
 
 PIXELS = 3 * 64 * 64
@@ -206,12 +195,7 @@ def training_input(images, progress):
     return to_float(images)
 
 
-# <<< data
-
 # ------------------------------------------------------------------------------------------- model
-
-
-# >>> network
 
 
 class VAE(nn.Module):
@@ -313,9 +297,25 @@ def new_model(args, images):
     return model
 
 
-# <<< network
+def own_figures(model, test, mean, loss):
+    """Bits a dimension of 8-bit data; PSNR of reconstructions from the posterior's means; sigma."""
+    mse = (decode_pictures(model, mean) - to_float(test)).double().square().mean().item()
+    return {
+        "bits_per_dim": 8 + loss / (PIXELS * math.log(2)),
+        "psnr_db": -10 * math.log10(max(mse, 1e-12)),
+        "sigma": model.log_sigma.exp().item(),
+    }
+
 
 # ------------------------------------------------------------------------------- loss and training
+
+
+def split(images):
+    """Training, validation (1 in 20) and test images (1 in 10): the same ones whatever --seed."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    tenth = len(images) // 10
+    test, validation, rest = order.tensor_split([tenth, tenth + len(images) // 20])
+    return images[rest], images[validation], images[test]
 
 
 def kl_divergence(mean, logvar):
@@ -354,7 +354,6 @@ def train_round(args, model, optimizer, images, done):
         loss = terms[0] + args.kl_weight * min(1, progress / KL_WARM_UP) * terms[1]
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         total += terms.detach()
     return (total / len(batches)).tolist()
@@ -440,38 +439,6 @@ def sample_mixture(codes, n, components=500, steps=30):
     return centre[weight.multinomial(n, replacement=True)] + noise
 
 
-# >>> figures of this kind
-
-
-def own_figures(model, test, mean, loss):
-    """Bits a dimension of 8-bit data; PSNR of reconstructions from the posterior's means; sigma."""
-    mse = (decode_pictures(model, mean) - to_float(test)).double().square().mean().item()
-    return {
-        "bits_per_dim": 8 + loss / (PIXELS * math.log(2)),
-        "psnr_db": -10 * math.log10(max(mse, 1e-12)),
-        "sigma": model.log_sigma.exp().item(),
-    }
-
-
-# <<< figures of this kind
-
-
-def evaluate(model, test):
-    """Figures of held-out images, at lambda = 1 whatever lambda trained the model; mean and
-    log-variance of q(z|x), (N, Z)."""
-    reconstruction, kl, mean, logvar = infer(model, test)
-    loss = (reconstruction.mean() + kl.sum(1).mean()).item()
-    metrics = {
-        "negative_elbo_nats": loss,
-        "reconstruction_nats": reconstruction.mean().item(),
-        "kl_nats": kl.sum(1).mean().item(),
-        "active_units": int((mean.var(0) > 0.01).sum()),  # Burda et al. 2016
-        "kl_per_dimension_nats": kl.mean(0).tolist(),
-        "posterior_variance_mean": logvar.exp().mean().item(),
-    }
-    return metrics | own_figures(model, test, mean, loss), mean, logvar
-
-
 # ----------------------------------------------------------------------------------------- figures
 
 
@@ -481,41 +448,32 @@ def decode_pictures(model, z):
     return model.likelihood(z.float().to(next(model.parameters()).device)).mean.cpu()
 
 
-def draw(path, title, panels, plot, width, height, rows=1):
-    """Save a PNG of so many inches: panels {title: values} in rows, each by plot(axis, values)."""
+def draw(path, title, panels, width, height, rows=1):
+    """Save a PNG of so many inches: panels {name: values} in rows, their kind told by their shape:
+    curves (rounds, 2), bars (Z,) or pictures (N, C, H, W) in [0, 1], 8 in a row."""
     matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
     figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
     figure.suptitle(title)
     axes = figure.subplots(rows, len(panels) // rows, squeeze=False).flat
     for axis, (name, values) in zip(axes, panels.items(), strict=True):
         axis.set_title(name)
-        plot(axis, values)
+        if values.ndim == 1:
+            axis.bar(range(len(values)), values.numpy())
+            axis.margins(x=0.01)
+        elif values.ndim == 2:
+            epochs = np.arange(1, len(values) + 1) / ROUNDS
+            axis.plot(epochs, values.numpy(), marker=".", label=["training", "validation"])
+            axis.set(xlabel="epoch", ylabel="nats an image")
+            axis.legend()
+        else:  # thin lines between the pictures
+            framed = F.pad(values, (1, 1, 1, 1), value=0.5).unflatten(0, (-1, 8))
+            # (rows, 8, C, H, W) -> (rows * H, 8 * W, C)
+            picture = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(2)
+            axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.axis("off")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write(path, buffer.getvalue())
-
-
-def plot_curves(axis, values):
-    """Values (rounds, 2): of training images as they were seen on the way, of validation images."""
-    epochs = np.arange(1, len(values) + 1) / ROUNDS
-    axis.plot(epochs, values, marker=".", label=["training", "validation"])
-    axis.set(xlabel="epoch", ylabel="nats an image")
-    axis.legend()
-
-
-def plot_grid(axis, images):
-    """Images (N, C, H, W) in [0, 1] in rows of 8, thin lines between them."""
-    framed = F.pad(images, (1, 1, 1, 1), value=0.5).unflatten(0, (-1, 8))
-    # (rows, 8, C, H, W) -> (rows * H, 8 * W, C)
-    picture = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(2)
-    axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axis.axis("off")
-
-
-def plot_bars(axis, values):
-    """Values (Z,), one of each dimension of z."""
-    axis.bar(range(len(values)), values.numpy())
-    axis.margins(x=0.01)
 
 
 # -------------------------------------------------------------------------------------------- main
@@ -532,44 +490,54 @@ def main(argv=None):
     saved = load_saved(args.out / "model.pt")
 
     torch.manual_seed(config.seed)
-    metrics, mean, logvar = evaluate(model, test)
+    reconstruction, kl, mean, logvar = infer(model, test)
+    loss = (reconstruction + kl.sum(1)).mean().item()
+    metrics = {  # at lambda = 1, whatever lambda trained the model
+        "negative_elbo_nats": loss,
+        "reconstruction_nats": reconstruction.mean().item(),
+        "kl_nats": kl.sum(1).mean().item(),
+        "kl_per_dimension_nats": kl.mean(0).tolist(),
+        "active_units": int((mean.var(0) > 0.01).sum()),  # Burda et al. 2016
+        "posterior_variance_mean": logvar.exp().mean().item(),
+        **own_figures(model, test, mean, loss),
+        "history": saved["history"],
+        "train_seconds": saved["seconds"],
+        "train_images": len(images),
+        "test_images": len(test),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "config": saved["config"],
+        "seed": config.seed,
+        "device": args.device,
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+    }
+
     title = f"lambda = {config.kl_weight:g}"
-    reconstruction, kl = np.reshape(saved["history"], (-1, 2, 2)).transpose(2, 0, 1)
+    panels = {
+        "mean": mean[0],
+        "log of the variance": logvar[0],
+        "KL, mean of all test images": kl.mean(0),
+    }
+    below = f"{title}: q(z|x) of the first test image, by dimension of z"
+    draw(args.out / "posterior.png", below, panels, 7, 5.2, rows=3)
+    reconstruction, kl = torch.tensor(saved["history"]).view(-1, 2, 2).unbind(2)  # (rounds, 2)
     loss = reconstruction + config.kl_weight * kl
     panels = {"reconstruction + lambda KL": loss, "reconstruction": reconstruction, "KL": kl}
-    draw(args.out / "curves.png", title, panels, plot_curves, 11, 3.4)
+    draw(args.out / "curves.png", title, panels, 11, 3.4)
     x = to_float(test)
     panels = {"real": x[:64], "reconstructed": decode_pictures(model, mean[:64])}
-    draw(args.out / "reconstructions.png", title, panels, plot_grid, 9.9, 5.7)
+    draw(args.out / "reconstructions.png", title, panels, 9.9, 5.7)
     codes = infer(model, images[:10_000])[2]
     panels = {
         "prior: N(0, I)": decode_pictures(model, torch.randn(64, config.latent_dim)),
         "a mixture fitted to the training codes": decode_pictures(model, sample_mixture(codes, 64)),
     }
-    draw(args.out / "samples.png", title, panels, plot_grid, 9.9, 5.7)
-    rows = []
-    for i in range(0, 16, 2):
-        share = torch.linspace(0, 1, 6)[:, None]
-        decoded = decode_pictures(model, (1 - share) * mean[i] + share * mean[i + 1])
-        rows += [x[i : i + 1], decoded, x[i + 1 : i + 2]]
-    panels = {"real, decoded between, real": torch.cat(rows)}
-    draw(args.out / "interpolation.png", title, panels, plot_grid, 5.0, 5.7)
-    kl = kl_divergence(mean, logvar).mean(0)
-    panels = {"mean": mean[0], "log of the variance": logvar[0], "KL, mean of all images": kl}
-    title += ": q(z|x) of the first test image, by dimension of z"
-    draw(args.out / "posterior.png", title, panels, plot_bars, 7, 5.2, rows=3)
-    metrics.update(
-        history=saved["history"],
-        train_seconds=saved["seconds"],
-        wall_seconds=time.perf_counter() - started,
-        train_images=len(images),
-        test_images=len(test),
-        parameters=sum(weight.numel() for weight in model.parameters()),
-        config=saved["config"],
-        seed=config.seed,
-        device=args.device,
-        versions={"python": sys.version.split()[0], "torch": torch.__version__},
-    )
+    draw(args.out / "samples.png", title, panels, 9.9, 5.7)
+    share = torch.linspace(0, 1, 6)[:, None]
+    z = (1 - share) * mean[:16:2, None] + share * mean[1:16:2, None]  # (8, 6, Z)
+    decoded = decode_pictures(model, z.flatten(0, 1)).unflatten(0, (8, 6))
+    rows = torch.cat([x[:16:2, None], decoded, x[1:16:2, None]], 1).flatten(0, 1)
+    draw(args.out / "interpolation.png", title, {"real, decoded between, real": rows}, 5.0, 5.7)
+    metrics["wall_seconds"] = time.perf_counter() - started
     write(args.out / "metrics.json", json.dumps(metrics, indent=1).encode())
     try:
         for name, figure in metrics.items():

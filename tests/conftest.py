@@ -1,5 +1,6 @@
 """Loads the scripts, whose names no import statement can take, and runs them as a person does."""
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -12,30 +13,16 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data" / "sample"
 EXAMPLES = int(os.environ.get("FUZZ", 200))
-FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[*HealthCheck])
 
 
+@functools.cache
 def load(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / f"0123456_{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="session")
-def transformer():
-    return load("transformer")
-
-
-@pytest.fixture(scope="session")
-def vae_mnist():
-    return load("vae_mnist")
-
-
-@pytest.fixture(scope="session")
-def vae_anime():
-    return load("vae_anime")
 
 
 def run_script(script, *argv, cwd):

@@ -10,21 +10,17 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FUZZ, ROOT, SAMPLE, error_of, run_script
+from conftest import FUZZ, ROOT, SAMPLE, error_of, load, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+T = load("transformer")
 SCRIPT = ROOT / "0123456_transformer.py"
 TINY = "--d-model 8 --nhead 2 --d-hid 8 --folds 2 --epochs 1 --embeddings none".split()
 HEAD = "Id,Category,Title,Description\n"
 ROWS = [f"{i},{i % 4 + 1},title {i},text {i}\n" for i in range(1, 41)]
 TABLE = HEAD + "".join(ROWS)
-
-
-@pytest.fixture
-def T(transformer):
-    return transformer
 
 
 @pytest.fixture
@@ -35,14 +31,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def args_of(T, folder, *options):
+def args_of(folder, *options):
     return T.parse_args([*TINY, "--data", str(folder), *map(str, options)])
 
 
-# ------------------------------------------------------------------------------------------- model
-
-
-def test_attention_by_hand(T):
+def test_attention_by_hand():
     """Scores log 3 and 0 give weights 3/4 and 1/4; what is masked has none."""
     query = torch.tensor([[math.log(3.0) * 2, 0, 0, 0]])
     value = torch.tensor([[4.0], [8.0], [100.0]])
@@ -53,7 +46,7 @@ def test_attention_by_hand(T):
 
 
 @pytest.mark.parametrize("activation", ["GELU", "ReLU"])
-def test_layer_is_torchs(T, activation):
+def test_layer_is_torchs(activation):
     ours = T.EncoderLayer(24, 4, 48, 0.1, activation).double().eval()
     options = {"activation": activation.lower(), "batch_first": True, "norm_first": True}
     theirs = nn.TransformerEncoderLayer(24, 4, 48, 0.1, **options).double().train(False)
@@ -80,9 +73,9 @@ def test_layer_is_torchs(T, activation):
 
 
 @pytest.fixture
-def model(T):
+def model():
     vocabulary = {f"w{i}": i for i in range(30)}
-    model = T.TransformerClassifier(args_of(T, ".", "--nlayers", 2), vocabulary, 4).double().eval()
+    model = T.TransformerClassifier(args_of(".", "--nlayers", 2), vocabulary, 4).double().eval()
     model.ratios.copy_(torch.randn(30, 4))
     model.ratios[0] = 0
     return model
@@ -97,20 +90,20 @@ def test_padding_changes_no_logit(model):
     assert maps[-1][..., 9:].abs().max() < 1e-12
 
 
-def test_predict_keeps_what_stands_behind_padding(T, model):
+def test_predict_keeps_what_stands_behind_padding(model):
     """Texts with <pad> within them, as a deletion test makes them, lose no tail."""
     texts = torch.tensor([[5, 0, 7, 0, 9, 11], [3, 4, 0, 0, 0, 0], [0, 0, 0, 0, 0, 8]])
     torch.testing.assert_close(T.predict(model, texts), model(texts).softmax(1), rtol=1e-8, atol=0)
 
 
-def test_text_without_words_is_one_unknown(T, model):
+def test_text_without_words_is_one_unknown(model):
     ids = T.encode([[], ["w3", "never seen"]], model.vocabulary)
     assert [part.tolist() for part in ids] == [[T.UNK], [3, T.UNK]]
     assert T.predict(model, ids).isfinite().all()
     assert model(torch.zeros(1, 3, dtype=torch.long)).isfinite().all()
 
 
-def test_naive_bayes_by_hand(T, model):
+def test_naive_bayes_by_hand(model):
     """Class 0: words 2, 2, 3; class 1: word 3. With half a count for each of 5 words 2.5 and 1.5 in
     5.5, 0.5 and 1.5 in 3.5. Logits get the ratios of the words, over the root of their number,
     but not in training."""
@@ -133,9 +126,6 @@ def test_naive_bayes_by_hand(T, model):
     assert torch.equal(logits[2], logits[3])
 
 
-# ------------------------------------------------------------------------------------------ tables
-
-
 MEANT = [TABLE, "\ufeff" + TABLE, "\ufeff\ufeff" + TABLE, TABLE + "  ,, ,\n   \n"]
 MEANT += [TABLE.replace("\n", end) for end in ("\r\n", "\n\n", ",more\n")]
 MEANT += [TABLE.replace(",", separator) for separator in ("\t", ";", ", ")]
@@ -146,25 +136,25 @@ MEANT += ["".join(f"{i},{line}" for i, line in enumerate(TABLE.splitlines(keepen
 
 
 @pytest.mark.parametrize("data", MEANT)
-def test_tables_that_are_plainly_meant(T, folder, data):
+def test_tables_that_are_plainly_meant(folder, data):
     (folder / "train.csv").write_text(data, newline="")
-    train, test, classes = T.load_news(args_of(T, folder))
+    train, test, classes = T.load_news(args_of(folder))
     assert classes == ["1", "2", "3", "4"] and len(train) == 40
     assert train["tokens"].tolist() == test["tokens"].tolist()
     assert train["target"].tolist() == [i % 4 for i in range(1, 41)]
 
 
-def test_cells_are_what_they_are(T, folder):
+def test_cells_are_what_they_are(folder):
     lines = '007,World,NA,None\n8,"Sci, Tech","two\nlines","a ""b"""\n9,World,,\n10,World,x,y\n'
     (folder / "train.csv").write_text(HEAD + lines + '11,"Sci, Tech",x,y\n')
     table = T.read_table(folder / "train.csv", ["id", "label"])
     assert table["id"].tolist() == ["007", "8", "9", "10", "11"]
     assert table["title"].tolist()[:2] == ["NA", "two\nlines"]
-    train, _, classes = T.load_news(args_of(T, folder))
+    train, _, classes = T.load_news(args_of(folder))
     assert classes == ["Sci, Tech", "World"] and train["tokens"][0] == ["na", "none"]
     assert train["tokens"][2] == []
     (folder / "train.csv").write_text(TABLE.replace(",1,", ",1.0,").replace(",2,", ",10.0,"))
-    assert T.load_news(args_of(T, folder))[2] == ["1", "10", "3", "4"]  # as before a float had them
+    assert T.load_news(args_of(folder))[2] == ["1", "10", "3", "4"]  # as before a float had them
 
 
 REFUSED = [("", "no table"), (" , ,,\n,,\n", "no table"), ("x\ny\n", "no {"), (HEAD, "rows")]
@@ -179,9 +169,9 @@ REFUSED += [(HEAD + "".join(ROWS[:n]), "--folds = 2 rows") for n in (2, 5)]
 
 
 @pytest.mark.parametrize("data, part", REFUSED)
-def test_tables_that_cannot_be_read(T, folder, capsys, data, part):
+def test_tables_that_cannot_be_read(folder, capsys, data, part):
     (folder / "train.csv").write_bytes(data.encode() if isinstance(data, str) else data)
-    assert part in error_of(capsys, T.load_news, args_of(T, folder))
+    assert part in error_of(capsys, T.load_news, args_of(folder))
 
 
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
@@ -189,7 +179,7 @@ CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=1
 
 @FUZZ
 @given(st.lists(st.tuples(CELL, CELL), min_size=1, max_size=6))
-def test_any_text_comes_back(T, tmp_path_factory, cells):
+def test_any_text_comes_back(tmp_path_factory, cells):
     path = tmp_path_factory.getbasetemp() / "any.csv"
     table = pd.DataFrame(cells, columns=["title", "content"])
     table.insert(0, "id", [f"i{i}" for i in range(len(cells))])
@@ -201,7 +191,7 @@ def test_any_text_comes_back(T, tmp_path_factory, cells):
 
 @FUZZ
 @given(st.data())
-def test_broken_tables_are_read_or_refused(T, tmp_path_factory, data):
+def test_broken_tables_are_read_or_refused(tmp_path_factory, data):
     text = bytearray(TABLE.encode())
     for _ in range(data.draw(st.integers(1, 5))):
         start = data.draw(st.integers(0, len(text)))
@@ -212,20 +202,18 @@ def test_broken_tables_are_read_or_refused(T, tmp_path_factory, data):
     for name in ("train.csv", "test.csv"):
         (folder / name).write_bytes(bytes(text))
     try:
-        train, _, classes = T.load_news(args_of(T, folder))
+        train, _, classes = T.load_news(args_of(folder))
     except SystemExit as stopped:
         assert stopped.code == 2
     else:
         assert train["target"].max() < len(classes) and train["id"].is_unique
 
 
-def test_crumbs_of_html(T):
+def test_crumbs_of_html():
     assert T.clean("Oil #39;s up quot;No quot;") == 'oil\'s up "no "'
     assert T.clean("&lt;b&gt;Big&lt;/b&gt; \\$44 (AP)") == " big   $44 (ap)"
     assert T.clean("x &#" + "9" * 5000 + ";") == "x &#;"
 
-
-# ----------------------------------------------------------------------------------------- vectors
 
 LINES = "alpha 1 2 3\nbeta 4 5 6\nother 7 8 9\n"
 
@@ -238,7 +226,7 @@ TEXTS += ["Alpha 9 9 9\n" + LINES + "ALPHA 8 8 8\n"]
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("packed", [False, True])
-def test_vectors_in_text(T, tmp_path, text, packed):
+def test_vectors_in_text(tmp_path, text, packed):
     path = tmp_path / ("v.txt.gz" if packed else "v.txt")
     path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
     known, table = T.load_vectors(str(path), {"alpha", "beta", ".", "3"})
@@ -249,12 +237,12 @@ def test_vectors_in_text(T, tmp_path, text, packed):
 @pytest.mark.parametrize(
     "text", ["", "other 1 2\n", "alpha 1 nan\n", "x 1 2\nalpha 1\n", "alpha 1 x\n"]
 )
-def test_vectors_that_teach_nothing(T, tmp_path, capsys, text):
+def test_vectors_that_teach_nothing(tmp_path, capsys, text):
     (tmp_path / "v.txt").write_text(text)
     assert "none" in error_of(capsys, T.load_vectors, str(tmp_path / "v.txt"), {"alpha"})
 
 
-def test_vectors_in_npz(T, tmp_path, capsys):
+def test_vectors_in_npz(tmp_path, capsys):
     path = tmp_path / "v.npz"
     np.savez(path, words=np.array(["alpha"]), vectors=np.ones((1, 3), np.int8), scale=np.ones(1))
     known, table = T.load_vectors(str(path), {"alpha", "x", "y"})
@@ -264,7 +252,7 @@ def test_vectors_in_npz(T, tmp_path, capsys):
     assert "none" in error_of(capsys, T.load_vectors, str(path), {"alpha"})
 
 
-def test_vectors_are_kept_once(T, folder):
+def test_vectors_are_kept_once(folder):
     """Whatever the number of folds: model.pt grows by less than one copy of them a fold."""
     words = [f"w{i}" for i in range(200)]
     (folder / "v.txt").write_text("".join(f"{word} {'0.5 ' * 300}\n" for word in words))
@@ -283,18 +271,15 @@ def test_vectors_are_kept_once(T, folder):
     assert models[0].vectors[models[0].vocabulary["w7"]].tolist() == [0.5] * 300
 
 
-# ------------------------------------------------------------------------------ folds and training
-
-
-def test_folds_are_stratified(T, folder):
-    train, _, _ = T.load_news(args_of(T, folder, "--folds", 5))
+def test_folds_are_stratified(folder):
+    train, _, _ = T.load_news(args_of(folder, "--folds", 5))
     assert set(pd.crosstab(train["fold"], train["target"]).to_numpy().ravel()) == {2}
-    other, _, _ = T.load_news(args_of(T, folder, "--folds", 5, "--seed", 1))
+    other, _, _ = T.load_news(args_of(folder, "--folds", 5, "--seed", 1))
     assert train["fold"].tolist() != other["fold"].tolist()
 
 
-def test_held_out_rows_teach_nothing(T, folder):
-    args = args_of(T, folder)
+def test_held_out_rows_teach_nothing(folder):
+    args = args_of(folder)
     train, _, classes = T.load_news(args)
     spoilt = train.copy()
     held = spoilt["fold"] == 1
@@ -310,7 +295,7 @@ def test_held_out_rows_teach_nothing(T, folder):
 
 @pytest.mark.parametrize("schedule", ["linear", "cos"])
 @pytest.mark.parametrize("epochs, peak", [(10, 3), (1, 1), (3, 1), (5, 1)])  # 4 steps each
-def test_the_peak_of_the_rate_is_lr(T, folder, monkeypatch, schedule, epochs, peak):
+def test_the_peak_of_the_rate_is_lr(folder, monkeypatch, schedule, epochs, peak):
     rates = []
 
     class Spy(torch.optim.SGD):
@@ -320,14 +305,14 @@ def test_the_peak_of_the_rate_is_lr(T, folder, monkeypatch, schedule, epochs, pe
 
     monkeypatch.setattr(torch.optim, "SGD", Spy)
     options = "--optimizer SGD --lr 0.25 --batch-size 5 --schedule".split()
-    args = args_of(T, folder, *options, schedule, "--epochs", epochs)
+    args = args_of(folder, *options, schedule, "--epochs", epochs)
     train, _, classes = T.load_news(args)
     T.train_fold(args, train, 0, classes, [], None)
     assert len(rates) == 4 * epochs and max(rates) == 0.25 and rates.index(0.25) == peak
     assert rates[-1] < 1e-3
 
 
-def test_evaluate_by_hand(T):
+def test_evaluate_by_hand():
     """Wilson's interval of 9 in 10, as statsmodels gives it."""
     guess = torch.tensor([[0.9, 0.1]] * 7 + [[0.1, 0.9]] * 2 + [[0.9, 0.1]])
     figures = T.evaluate(guess, [0] * 7 + [1] * 3)
@@ -337,7 +322,7 @@ def test_evaluate_by_hand(T):
     assert figures["oof_loss_nats"] == pytest.approx(-(9 * math.log(0.9) + math.log(0.1)) / 10)
 
 
-def test_history_and_submission_are_of_the_saved_models(T, folder):
+def test_history_and_submission_are_of_the_saved_models(folder):
     metrics = T.main([*TINY, "--data", str(folder), "--out", str(folder), "--epochs", "3"])
     assert metrics == json.loads((folder / "metrics.json").read_text())
     models, config = T.load_checkpoint(folder / "model.pt")
@@ -355,10 +340,7 @@ def test_history_and_submission_are_of_the_saved_models(T, folder):
     assert lines == ["Id,Category", *(f"{i},{classes[k]}" for i, k in enumerate(mean.argmax(1), 1))]
 
 
-# ------------------------------------------------------------------------------ files and commands
-
-
-def test_resumed_is_the_run_never_stopped(T, tmp_path, capsys, monkeypatch):
+def test_resumed_is_the_run_never_stopped(tmp_path, capsys, monkeypatch):
     """Over 1,000 rows, more than torch shows of a tensor: one cell or number changed is noticed."""
     rows = [f"{i},{i % 2 + 1},w{i % 7} w{i % 11},x\n" for i in range(1100)]
     for name in ("train.csv", "test.csv"):
@@ -394,7 +376,7 @@ def test_resumed_is_the_run_never_stopped(T, tmp_path, capsys, monkeypatch):
     assert calls == [2] and runs[0] == runs[1] == runs[2]
 
 
-def test_out_has_its_own_submission(T, folder, monkeypatch):
+def test_out_has_its_own_submission(folder, monkeypatch):
     monkeypatch.chdir(folder)
     T.main([*TINY, "--data", ".", "--out", "o"])
     T.main([*TINY, "--data", ".", "--dry-run", "--submission", "mine.csv"])
@@ -405,7 +387,7 @@ def test_out_has_its_own_submission(T, folder, monkeypatch):
     assert not (folder / "submission.csv").exists() and not (folder / "mine.csv").exists()
 
 
-def test_a_loss_that_is_not_finite(T, folder, capsys, monkeypatch):
+def test_a_loss_that_is_not_finite(folder, capsys, monkeypatch):
     monkeypatch.setattr(T, "train_epoch", lambda *all: [math.nan, 0.5])
     argv = [*TINY, "--data", str(folder), "--out", str(folder / "o")]
     assert "--lr" in error_of(capsys, T.main, argv)

@@ -10,19 +10,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import FUZZ, SAMPLE, error_of
+from conftest import FUZZ, SAMPLE, error_of, load
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch.distributions import Bernoulli, LowRankMultivariateNormal, Normal, kl_divergence
 
+DIGITS, FACES = load("vae_mnist"), load("vae_anime")
 SMALL = "--epochs 3 --latent-dim 6 --batch-size 256".split()
 PICTURES = ("curves", "reconstructions", "samples", "interpolation", "posterior")
 
 
 @pytest.fixture(scope="module", params=["vae_mnist", "vae_anime"])
 def V(request):
-    return request.getfixturevalue(request.param)
+    return load(request.param)
 
 
 @pytest.fixture
@@ -40,9 +41,6 @@ def model(V):
 def images(V):
     shape = (5, 1, 28, 28) if V.NAME == "vae_mnist" else (5, 3, 64, 64)
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).byte()
-
-
-# ------------------------------------------------------------------------------- loss and model
 
 
 def test_elbo_terms_are_torchs(V, model, images):
@@ -102,57 +100,57 @@ def test_the_kl_term_has_the_weight_lambda(V, images, monkeypatch):
         assert model.terms.grad.tolist() == [1.0, gradient]
 
 
-def test_later_groups_see_what_was_drawn_for_earlier_ones(vae_mnist):
+def test_later_groups_see_what_was_drawn_for_earlier_ones():
     """The first group's mean is the encoder's alone, the second's depends on the first's z."""
-    model = vae_mnist.VAE(8).eval()
+    model = DIGITS.VAE(8).eval()
     x = torch.ones(5, 1, 28, 28)
     (one, _), (two, _) = model.encode(x), model.encode(x)
     assert torch.equal(one[:, :4], two[:, :4]) and not torch.allclose(one[:, 4:], two[:, 4:])
 
 
-def test_iw_nll_is_the_integral(vae_mnist):
+def test_iw_nll_is_the_integral():
     """One latent dimension: the importance-weighted bound against p(x) integrated on a grid."""
     torch.manual_seed(0)
-    model = vae_mnist.VAE(1).eval()
+    model = DIGITS.VAE(1).eval()
     model.groups[0].posterior[-1].bias.data = torch.tensor([0.7, 0.5])  # away from the prior
     images = torch.randint(0, 256, (2, 1, 28, 28)).byte()
     z = torch.linspace(-8, 8, 2001)[:, None]
     p = Bernoulli(logits=model.decode(z))
     exact = []
-    for x in vae_mnist.to_float(images):
+    for x in DIGITS.to_float(images):
         log_joint = p.log_prob(x).sum((1, 2, 3)) + Normal(0.0, 1.0).log_prob(z[:, 0])
         exact.append(log_joint.logsumexp(0).item() + math.log(16 / 2000))
-    bound = vae_mnist.own_figures(model, images, None, 0.0, k=500)["iw_nll_nats"]
+    bound = DIGITS.own_figures(model, images, None, 0.0, k=500)["iw_nll_nats"]
     assert bound == pytest.approx(-sum(exact) / 2, abs=0.1)
 
 
-def test_faces_start_as_probabilistic_pca(vae_anime):
+def test_faces_start_as_probabilistic_pca():
     """The best linear VAE's ELBO is tight: the log-likelihood of Tipping and Bishop's solution."""
     torch.manual_seed(0)
     codes = torch.randn(700, 5) * torch.tensor([5.0, 4, 3, 2, 1])
     pixels = codes @ torch.randn(5, 12288) * 0.01 + torch.randn(700, 12288) * 0.03 + 0.5
     images = (pixels.clamp(0, 1) * 255).byte().view(-1, 3, 64, 64)
-    model = vae_anime.new_model(SimpleNamespace(latent_dim=5), images)
-    flat = vae_anime.to_float(images).flatten(1).double()
+    model = FACES.new_model(SimpleNamespace(latent_dim=5), images)
+    flat = FACES.to_float(images).flatten(1).double()
     _, singular, components = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
     eigenvalues = singular.square() / 700
     variance = eigenvalues[5:].sum() / (12288 - 5)
-    signal = model.linear_out.weight.double().square().sum(0) / vae_anime.SLOW**2
+    signal = model.linear_out.weight.double().square().sum(0) / FACES.SLOW**2
     left = (eigenvalues[4] - signal[4]) / variance  # for the noise: one variance
     assert left.item() == pytest.approx(1, abs=0.3)
     factors = components[:5].T * (eigenvalues[:5] - variance).sqrt()
     exact = LowRankMultivariateNormal(flat.mean(0), factors, variance.expand(12288))
-    reconstruction, kl, _, _ = vae_anime.infer(model, images.repeat(9, 1, 1, 1))
+    reconstruction, kl, _, _ = FACES.infer(model, images.repeat(9, 1, 1, 1))
     elbo = -(reconstruction.mean() + kl.sum(1).mean()).item()
     assert elbo == pytest.approx(exact.log_prob(flat).mean().item(), abs=3)
 
 
-def test_faces_start_from_images_of_low_rank(vae_anime):
+def test_faces_start_from_images_of_low_rank():
     images = torch.full((700, 3, 64, 64), 90, dtype=torch.uint8)
     for brighter in (0, 50):
         images[::2] += brighter
-        model = vae_anime.new_model(SimpleNamespace(latent_dim=8), images)
-        assert all(part.isfinite().all() for part in vae_anime.infer(model, images[:4]))
+        model = FACES.new_model(SimpleNamespace(latent_dim=8), images)
+        assert all(part.isfinite().all() for part in FACES.infer(model, images[:4]))
         assert all(weight.requires_grad for weight in model.parameters())
 
 
@@ -177,9 +175,6 @@ def test_the_mixture_finds_the_clusters(V):
     assert distance.max() < 12
 
 
-# ----------------------------------------------------------------------------------------- data
-
-
 def test_split_is_fixed_and_disjoint(V):
     parts = V.split(torch.arange(1000))
     torch.manual_seed(2)
@@ -192,10 +187,10 @@ def read(V, folder):
     return V.load_images(V.parse_args(["--data", str(folder)]))
 
 
-def test_augmentation_moves_a_little_and_fades(vae_mnist):
-    images = read(vae_mnist, SAMPLE)[:400]
-    x = vae_mnist.to_float(images)
-    same = [(vae_mnist.training_input(images, p) == x).float().mean() for p in (0, 0.9, 1.0)]
+def test_augmentation_moves_a_little_and_fades():
+    images = read(DIGITS, SAMPLE)[:400]
+    x = DIGITS.to_float(images)
+    same = [(DIGITS.training_input(images, p) == x).float().mean() for p in (0, 0.9, 1.0)]
     assert 0.8 < same[0] < 0.97 and same[0] < same[1] < 1 and same[2] > 0.999
 
 
@@ -207,11 +202,11 @@ MEANT += [GREY.astype(np.int64).reshape(640, 784)]
 
 
 @pytest.mark.parametrize("image", MEANT)
-def test_digits_that_are_plainly_meant(vae_mnist, tmp_path, image):
+def test_digits_that_are_plainly_meant(tmp_path, image):
     np.savez(tmp_path / "TibetanMNIST.npz", image=image)
-    images = read(vae_mnist, tmp_path)
+    images = read(DIGITS, tmp_path)
     assert images.shape == (640, 1, 28, 28) and images.dtype == torch.uint8
-    np.testing.assert_array_equal(vae_mnist.to_float(images)[:, 0].numpy(), WHITE)
+    np.testing.assert_array_equal(DIGITS.to_float(images)[:, 0].numpy(), WHITE)
 
 
 @pytest.mark.parametrize(
@@ -227,9 +222,9 @@ def test_digits_that_are_plainly_meant(vae_mnist, tmp_path, image):
         (np.full((640, 28, 28), 255), "scale"),
     ],
 )
-def test_digits_that_are_not(vae_mnist, tmp_path, capsys, image, part):
+def test_digits_that_are_not(tmp_path, capsys, image, part):
     np.savez(tmp_path / "TibetanMNIST.npz", image=image)
-    line = error_of(capsys, read, vae_mnist, tmp_path)
+    line = error_of(capsys, read, DIGITS, tmp_path)
     assert part in line and "TibetanMNIST.npz" in line
 
 
@@ -249,7 +244,7 @@ def write_faces(path, members, whole=640):
             archive.writestr(name, data)
 
 
-def test_faces_as_a_viewer_shows_them(vae_anime):
+def test_faces_as_a_viewer_shows_them():
     """Any mode, depth and orientation: 200 in the upper half; transparency on white; the centre."""
     light = Image.new("L", (70, 90), 200)
     deep = np.full((64, 64), 51200, np.uint16)  # 200 of 8 bits
@@ -266,19 +261,19 @@ def test_faces_as_a_viewer_shows_them(vae_anime):
         png(Image.fromarray(np.full((64, 64), 200 / 255, np.float32)), "TIFF"),
         png(turned, "JPEG", exif=upside_down),
     ):
-        face = vae_anime.read_image(io.BytesIO(data))
+        face = FACES.read_image(io.BytesIO(data))
         assert face.shape == (3, 64, 64) and face.dtype == torch.uint8
         assert (face[:, :40].float() - 200).abs().max() < 6
     palette = png(Image.new("P", (64, 64), 3), "GIF", transparency=3)
     for data in (png(Image.new("RGBA", (64, 64), (9, 9, 9, 0))), palette):
-        assert vae_anime.read_image(io.BytesIO(data)).min() == 255
+        assert FACES.read_image(io.BytesIO(data)).min() == 255
     image = Image.new("RGB", (64, 200), "blue")
     image.paste("red", (0, 60, 64, 140))
-    face = vae_anime.read_image(io.BytesIO(png(image)))
+    face = FACES.read_image(io.BytesIO(png(image)))
     assert face[0].min() > 250 and face[2].max() < 5
 
 
-def test_every_picture_counts_once_and_the_rest_is_told(vae_anime, tmp_path, capsys):
+def test_every_picture_counts_once_and_the_rest_is_told(tmp_path, capsys):
     red = Image.new("RGB", (64, 64), "red")
     members = [
         ("data/5.png", png(red)),  # a name that is there twice
@@ -290,13 +285,13 @@ def test_every_picture_counts_once_and_the_rest_is_told(vae_anime, tmp_path, cap
     ]
     with pytest.warns(UserWarning, match="Duplicate name"):
         write_faces(tmp_path / "anime-faces.zip", members)
-    faces = read(vae_anime, tmp_path)
+    faces = read(FACES, tmp_path)
     assert len(faces) == 643 and faces[5, 0].max() == 5 and faces[-3:, 0].min() > 250
     notice = capsys.readouterr().err
     assert "left out: 2" in notice and "cut.png: OSError(" in notice and "MACOSX" not in notice
 
 
-def test_why_a_zip_cannot_be_read_is_told(vae_anime, tmp_path, capsys):
+def test_why_a_zip_cannot_be_read_is_told(tmp_path, capsys):
     """A password, or a packing that zipfile does not know: the first member's own reason."""
     path = tmp_path / "anime-faces.zip"
     for offset, value, part in ((8, 1, "encrypted"), (10, 9, "compression")):
@@ -304,7 +299,7 @@ def test_why_a_zip_cannot_be_read_is_told(vae_anime, tmp_path, capsys):
         wrong = bytearray(path.read_bytes())
         wrong[wrong.index(b"PK\x01\x02") + offset] = value
         path.write_bytes(wrong)
-        assert part in error_of(capsys, read, vae_anime, tmp_path)
+        assert part in error_of(capsys, read, FACES, tmp_path)
 
 
 @FUZZ
@@ -332,9 +327,6 @@ def test_damaged_files_are_read_or_refused(V, tmp_path_factory, data):
         assert stopped.code == 2
     finally:
         path.write_bytes(whole)
-
-
-# ----------------------------------------------------------------------------------------- runs
 
 
 @pytest.fixture(scope="module")
@@ -395,29 +387,6 @@ def test_eval_only_makes_the_same_again(V, course, finished, tmp_path):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["config"]["latent_dim"] == 6 and metrics["config"]["seed"] == 0
     assert metrics["seed"] == 0
-
-
-def test_stopped_and_resumed_is_the_run_never_stopped(V, course, finished, tmp_path, monkeypatch):
-    """Stopped in its first, second and last round, before or after the weights have changed."""
-    train_round = V.train_round
-    stops = {0: "early", 1: "late", 3 * V.ROUNDS - 1: "early"}
-
-    def stopped(args, model, optimizer, images, done):
-        moment = stops.pop(done, None)
-        if moment == "early":
-            raise KeyboardInterrupt
-        terms = train_round(args, model, optimizer, images, done)
-        if moment == "late":
-            raise KeyboardInterrupt
-        return terms
-
-    monkeypatch.setattr(V, "train_round", stopped)
-    argv = [*SMALL, "--data", str(course), "--out", str(tmp_path), "--resume"]
-    while stops:
-        with pytest.raises(KeyboardInterrupt):
-            V.main(argv)
-    V.main(argv)
-    assert outcome(tmp_path) == outcome(finished)
 
 
 def test_resume_of_another_run_is_refused(V, course, finished, tmp_path, capsys):
