@@ -1,19 +1,19 @@
-"""Loads the scripts, whose names no import statement can take, and runs them as a person does."""
+"""Loads the scripts, whose names no import statement can take."""
 
 import functools
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data" / "sample"
-EXAMPLES = int(os.environ.get("FUZZ", 200))
-FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[*HealthCheck])
+QUIET = {"deadline": None, "suppress_health_check": [*HealthCheck]}
+FUZZ = settings(max_examples=int(os.environ.get("FUZZ", 200)), **QUIET)
 
 
 @functools.cache
@@ -25,12 +25,6 @@ def load(name):
     return module
 
 
-def run_script(script, *argv, cwd):
-    """Run a script with the given arguments; the finished process, its output as text."""
-    command = [sys.executable, str(script), *map(str, argv)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900)
-
-
 def error_of(capsys, call, *args, **kwargs):
     """The one line on stderr, notices and bars aside, of a call that ends with status 2."""
     with pytest.raises(SystemExit) as stopped:
@@ -39,3 +33,13 @@ def error_of(capsys, call, *args, **kwargs):
     lines = [line for line in lines if "%|" not in line]
     assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
+
+
+def spoil(draw, whole):
+    """The bytes of a file with some changed, taken out or put in; draw: of st.data()."""
+    spoilt = bytearray(whole)
+    for _ in range(draw(st.integers(1, 5))):
+        start = draw(st.integers(0, len(spoilt)))
+        stop = start + draw(st.sampled_from([0, 1, 16, 256, 10**6]))
+        spoilt[start:stop] = draw(st.binary(max_size=8) | st.sampled_from([b'"', b",", b"\n"]))
+    return bytes(spoilt)
