@@ -90,8 +90,8 @@ def train_judge(images, labels):
     for inner, outer, step in ((1, 16, 2), (16, 32, 1), (32, 64, 2)):
         layers += [nn.Conv2d(inner, outer, 4, step, padding=1), nn.BatchNorm2d(outer), nn.ReLU()]
     judge = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 6 * 6, 10))
-    optimizer = torch.optim.AdamW(judge.parameters(), 5e-4)
-    for _ in range(10):
+    optimizer = torch.optim.AdamW(judge.parameters(), 1e-3)
+    for _ in range(14):
         for rows in torch.randperm(len(images)).split(128):
             change = torch.eye(2, 3) + 0.08 * torch.randn(len(rows), 2, 3)
             grid = F.affine_grid(change, images[rows].shape, align_corners=False)

@@ -302,10 +302,27 @@ def summary():
 # -------------------------------------------------------------------------------------------- pdf
 
 
+def fading(image):
+    """Of three rows of codes between two real faces: the row, and beneath it the cross-fade."""
+    size = 73.75  # of a cell of the script's picture; the first is at (5, 62)
+    whole = Image.new("RGB", (590, 444), "white")
+    for i, row in enumerate((0, 1, 3)):
+        top = round(62 + size * row)
+        strip = image.crop((5, top, 595, top + 74))
+        whole.paste(strip, (0, 148 * i))
+        ends = strip.crop((0, 0, 74, 74)), strip.crop((516, 0, 590, 74))
+        for k in range(8):
+            share = min(max((k - 1) / 5, 0), 1)
+            whole.paste(Image.blend(*ends, share), (round(size * k), 148 * i + 74))
+    return whole
+
+
 def shown(image, name):
     """The part of a script's picture that the report shows: no title, of 8 rows of images 2 or 4,
     of the posterior mean and variance, of attention one text's heads and every text's words."""
     width, height = image.size
+    if name == "vae_anime_kl1_interpolation":
+        return fading(image)
     if name.endswith(("reconstructions", "samples", "interpolation")):
         return image.crop((0, 30, width, 63 + 73 * (4 if "kl1_" in name else 2)))
     if name.endswith("posterior"):
