@@ -34,17 +34,13 @@ if __name__ == "__main__":
     sys.stderr = sys.stderr or open(os.devnull, "w")  # a service has none
 os.environ["MPLBACKEND"] = "agg"  # a notebook's setting, inherited, would stop the import
 
-import matplotlib
+import matplotlib.figure
 import numpy as np
 import torch
-import torch.nn.functional as F
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import nn
-from torch.distributions import Normal
 from tqdm import tqdm
 
-HERE = Path(__file__).resolve().parent
 NAME = "vae_anime"
 FILE = "anime-faces.zip"
 LATENT_DIM = 368
@@ -53,10 +49,10 @@ BATCH_SIZE = 64
 LR = 1e-3
 ROUNDS = 3  # points of the learning curve an epoch
 KL_WARM_UP = 0.001  # share of training over which the KL term grows to its weight: at once
+PIXELS = 3 * 64 * 64
+
 
 # --------------------------------------------------------------------------------------- arguments
-
-
 def between(kind, low, high):
     """A type for argparse: an int or a float from low to high."""
 
@@ -74,8 +70,12 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=form)
     gpu = torch.accelerator.current_accelerator(check_available=True)
     devices = ["cpu", gpu.type] if gpu else ["cpu"]
+    data = Path(__file__).resolve().parent / "data"
+    made = data / "sample"
+    if (made / FILE).is_file() and not (data / FILE).is_file():
+        data = made
     add = parser.add_argument
-    add("--data", type=Path, help=f"folder of {FILE} (else: data beside the script)")
+    add("--data", type=Path, default=data, help=f"folder of {FILE}")
     add("--out", type=Path, help=f"folder of what is written (else: results/{NAME}/kl...)")
     add("--kl-weight", type=between(float, 0, 1e6), default=1.0, help="lambda, of the KL term")
     add("--latent-dim", type=between(int, 1, 1024), default=LATENT_DIM, help="dimensions of z")
@@ -93,27 +93,16 @@ def parse_args(argv=None):
     trial = "dry_run" if args.dry_run else ""
     usual = Path("results", trial, NAME, f"kl{args.kl_weight:g}")
     args.out = args.out / trial if args.out else usual
+    if args.data == made:
+        print(f"notice: results are of made data, {args.data}", file=sys.stderr)
     return args
 
 
 # ----------------------------------------------------------------------------------------- helpers
-
-
 def fail(message):
     """End with status 2 and one line, `error: WHAT: WHAT TO DO`."""
     print("error:", *message.split(), file=sys.stderr)
     sys.exit(2)
-
-
-def data_file(folder, name):
-    """Path of a course file; only if no folder is named may the made data/sample stand in."""
-    path = Path(folder or HERE / "data", name)
-    if folder is None and not path.is_file():
-        path = HERE / "data" / "sample" / name
-        print(f"notice: no {name} in data: results are of made data, {path}", file=sys.stderr)
-    if not path.is_file():
-        fail(f"no {name} in {path.parent}: put it there or name its folder by --data")
-    return path
 
 
 def write(path, data):
@@ -135,53 +124,46 @@ def load_saved(path):
             raise ValueError("damaged")
         return torch.load(path, map_location="cpu", weights_only=True)[NAME]
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        fail(f"no whole file of this script at {path} ({error}): train, without --resume")
+        fail(f"no whole file of this script at {path} ({error!r}): train, without --resume")
 
 
 # -------------------------------------------------------------------------------------------- data
 # This section and the next are of these images; the others are the same for digits and for faces.
-
-
-PIXELS = 3 * 64 * 64
-
-
 def read_image(file):
     """A picture as a viewer shows it, uint8 (3, 64, 64): upright, on white, centre cropped."""
-    with Image.open(file) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode[0] in "IF":  # more than 8 bits a pixel
-            values = np.asarray(image, np.float64)
-            white = next(top for top in (1, 255, 65535, 2**32) if values.max() <= top)
-            image = Image.fromarray((values * (255 / white)).clip(0, 255).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = ImageOps.fit(image.convert("RGB"), (64, 64))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    image = ImageOps.exif_transpose(Image.open(file))
+    if image.mode[0] in "IF":  # more than 8 bits a pixel
+        values = np.asarray(image, np.float64)
+        tops = (65535,) if "16" in image.mode else (1, 255, 65535, 2**32)
+        white = next(top for top in tops if values.max() <= top)
+        image = Image.fromarray((values * (255 / white)).clip(0, 255).astype(np.uint8))
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = ImageOps.fit(image.convert("RGB"), (64, 64))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def load_images(args):
     """The faces in anime-faces.zip, uint8 (N, 3, 64, 64); what is no picture is counted."""
-    path = data_file(args.data, FILE)
+    path = args.data / FILE
     images = []
     passed_over = []
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # zipfile raises a dozen kinds for damaged files, as does Pillow
-        fail(f"no zip that can be read in {path} ({error}): take the course's file again")
+        fail(f"no zip that can be read at {path} ({error}): name the file's folder by --data")
     members = [m for m in archive.infolist() if not m.is_dir() and "/._" not in f"/{m.filename}"]
     if args.dry_run:
         members = members[:700]
-    for member in tqdm(members, "reading faces", unit=" images", disable=None):
+    for member in tqdm(members, "reading faces", disable=None):
         try:
             images.append(read_image(io.BytesIO(archive.read(member))))
         except Exception as error:
             passed_over.append(f"{member.filename}: {error!r}")
-    reason = f", such as {passed_over[0]}" if passed_over else ""
     if len(images) < 640:
-        fail(f"{len(images)} pictures in {path}{reason}: at least 640 are needed")
+        fail(f"{len(images)} pictures in {path}, left out: {passed_over[:1]}: 640 are needed")
     if passed_over:
-        print(f"notice: no pictures, left out: {len(passed_over)}{reason}", file=sys.stderr)
+        print(f"notice: left out: {len(passed_over)}, such as {passed_over[0]}", file=sys.stderr)
     return torch.stack(images)
 
 
@@ -196,42 +178,45 @@ def training_input(images, progress):
 
 
 # ------------------------------------------------------------------------------------------- model
+# Adam moves all weights alike: with inputs SLOW times smaller and weights SLOW times larger a layer
+# learns SLOW times slower.
+SLOW = 32
 
 
 class VAE(nn.Module):
     """q(z|x) is a diagonal Gaussian, p(x|z) a Gaussian with one learned sigma for all pixels
     (Rybkin et al. 2021). Encoder and decoder are each a linear map that convolutions correct."""
 
-    def __init__(self, latent_dim, width=32):
+    def __init__(self, latent_dim):
         super().__init__()
         self.log_sigma = nn.Parameter(torch.tensor(-2.0))
         self.average = nn.Parameter(torch.zeros(3, 64, 64))
         self.linear_in = nn.Linear(PIXELS, latent_dim)
         self.convolutions = nn.Sequential(
             nn.PixelUnshuffle(4),  # (B, 48, 16, 16)
-            nn.Conv2d(48, width, 3, padding=1),
+            nn.Conv2d(48, 32, 3, padding=1),  # (B, 32, 16, 16)
             nn.SiLU(),
-            nn.Conv2d(width, 2 * width, 4, 2, 1),  # (B, 2W, 8, 8)
+            nn.Conv2d(32, 64, 4, 2, 1),  # (B, 64, 8, 8)
             nn.SiLU(),
-            nn.Conv2d(2 * width, 4 * width, 4, 2, 1),  # (B, 4W, 4, 4)
+            nn.Conv2d(64, 128, 4, 2, 1),  # (B, 128, 4, 4)
             nn.SiLU(),
             nn.Flatten(),
         )
         self.encoder = nn.Sequential(
-            nn.Linear(4 * width * 16 + latent_dim, 512),
+            nn.Linear(128 * 4 * 4 + latent_dim, 512),
             nn.SiLU(),
             nn.Linear(512, 2 * latent_dim),  # mean's correction, log-variance
         )
         self.linear_out = nn.Linear(latent_dim, PIXELS)
         self.lift = nn.Sequential(nn.Linear(latent_dim, 16 * 256), nn.Unflatten(1, (16, 16, 16)))
         self.decoder = nn.Sequential(
-            nn.Conv2d(48 + 16, width, 3, padding=1),  # (B, W, 16, 16)
+            nn.Conv2d(48 + 16, 32, 3, padding=1),  # (B, 32, 16, 16)
             nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            nn.Conv2d(32, 32, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            nn.Conv2d(32, 32, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(width, 48, 3, padding=1),
+            nn.Conv2d(32, 48, 3, padding=1),
             nn.PixelShuffle(4),  # (B, 3, 64, 64)
         )
         for layer in (self.linear_in, self.linear_out, self.encoder[-1], self.decoder[-2]):
@@ -249,29 +234,27 @@ class VAE(nn.Module):
         """A sample z of q(z|x) through which gradients reach mean and log-variance."""
         return mean + torch.randn_like(mean) * (logvar / 2).exp()
 
-    def sample_posterior(self, x):
-        """z, mean and log-variance of q(z|x), (B, Z) each."""
+    def sample_posterior(self, x, noise=True):
+        """z, mean and log-variance of q(z|x), (B, Z) each; without noise z is the mean."""
         mean, logvar = self.encode(x)
-        return self.reparameterize(mean, logvar), mean, logvar
+        z = self.reparameterize(mean, logvar) if noise else mean
+        return z, mean, logvar
 
     def decode(self, z):
         """z (B, Z) -> the Gaussian's mean (B, 3, 64, 64), outside training held in [0, 1]."""
         linear = self.average + self.linear_out(z / SLOW).view(-1, 3, 64, 64)
-        seen = torch.cat([F.pixel_unshuffle(2 * linear - 1, 4), self.lift(z)], 1)
+        seen = torch.cat([nn.functional.pixel_unshuffle(2 * linear - 1, 4), self.lift(z)], 1)
         mean = linear + self.decoder(seen)
         return mean if self.training else mean.clamp(0, 1)
 
     def likelihood(self, z):
         """p(x|z), whose mean is the picture."""
-        return Normal(self.decode(z), self.log_sigma.exp(), validate_args=False)
+        return torch.distributions.Normal(self.decode(z), self.log_sigma.exp(), validate_args=False)
 
     def forward(self, x):
         """x -> (Gaussian mean, mean, log-variance), from one sample of z."""
         z, mean, logvar = self.sample_posterior(x)
         return self.decode(z), mean, logvar
-
-
-SLOW = 32  # Adam moves every weight alike: a layer given less, its weights greater, learns slower
 
 
 @torch.no_grad()
@@ -283,11 +266,11 @@ def new_model(args, images):
     model.average.copy_(x.mean(0).view(3, 64, 64))
     x -= x.mean(0)
     rank = min(args.latent_dim, len(x) // 2)
-    _, singular, components = torch.pca_lowrank(x, min(rank + 32, len(x)), center=False)
+    _, singular, components = torch.pca_lowrank(x, rank + 32, center=False)
     components = components[:, :rank]
     eigenvalues = (singular[:rank].square() / len(x)).clamp(min=1e-6)
-    variance = (x.square().mean(0).sum() - eigenvalues.sum()) / (PIXELS - rank)
-    variance = variance.clamp(min=1e-6)  # about that of rounding to 8 bits
+    rest = x.square().mean(0).sum() - eigenvalues.sum()
+    variance = (rest / (PIXELS - rank)).clamp(min=1e-6)  # about that of rounding to 8 bits
     share = (variance / eigenvalues).clamp(max=1)  # variance of q(z|x)
     gain = (1 - share).sqrt()
     model.linear_in.weight[:rank] = SLOW * (components * gain / eigenvalues.sqrt()).T
@@ -308,8 +291,6 @@ def own_figures(model, test, mean, loss):
 
 
 # ------------------------------------------------------------------------------- loss and training
-
-
 def split(images):
     """Training, validation (1 in 20) and test images (1 in 10): the same ones whatever --seed."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -339,23 +320,25 @@ def learning_rate(progress, peak):
 
 
 def train_round(args, model, optimizer, images, done):
-    """Train on one in ROUNDS of uint8 images, drawn anew, after `done` rounds: ROUNDS rounds are an
-    epoch. The mean reconstruction and KL, nats, as they were on the way."""
+    """Train for one of the ROUNDS parts of an epoch, after `done` of them, on uint8 images; returns
+    reconstruction and KL in nats, their means over the steps."""
     model.train()
-    order = torch.randperm(len(images))[: math.ceil(len(images) / ROUNDS)]
-    batches = order.to(images.device).split(args.batch_size)
+    seed = 10**6 * args.seed + done // ROUNDS  # the epoch's, which orders its images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    batches = order.tensor_split(ROUNDS)[done % ROUNDS].to(images.device).split(args.batch_size)
     total = 0
     for step, rows in enumerate(batches):
         progress = (done + step / len(batches)) / (args.epochs * ROUNDS)
         optimizer.param_groups[0]["lr"] = learning_rate(progress, args.lr)
         reconstruction, kl = elbo_terms(model, training_input(images[rows], progress))
-        terms = torch.stack([reconstruction, kl.sum(1)]).mean(1)
+        reconstruction, kl = reconstruction.mean(), kl.sum(1).mean()
         # The KL term grows to its weight (Bowman et al. 2016): the decoder learns to use z first.
-        loss = terms[0] + args.kl_weight * min(1, progress / KL_WARM_UP) * terms[1]
+        loss = reconstruction + args.kl_weight * min(1, progress / KL_WARM_UP) * kl
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1000)  # with lambda = 100 it starts at 1e9
         optimizer.step()
-        total += terms.detach()
+        total += torch.stack([reconstruction, kl]).detach()
     return (total / len(batches)).tolist()
 
 
@@ -364,15 +347,14 @@ def train(args, images, validation):
     torch.manual_seed(args.seed)
     model = new_model(args, images).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
-    # Of the options and the images' bytes: the checkpoint of another run is refused.
-    aside = ("data", "out", "device", "resume")
-    config = {name: value for name, value in vars(args).items() if name not in aside}
-    run = hashlib.sha256(repr(config).encode() + images.numpy().tobytes()).hexdigest()
-    saved = {"config": config, "run": run, "history": [], "seconds": 0.0}
+    # What decides the weights: the options, and the images by their bytes.
+    digest = hashlib.sha256(images.numpy()).hexdigest()
+    config = {**vars(args), "data": digest, "out": None, "device": None, "resume": None}
+    saved = {"config": config, "history": [], "seconds": 0.0}
     path = args.out / "checkpoint.pt"
     if args.resume and path.exists():
         saved = load_saved(path)
-        if saved["run"] != run:
+        if saved["config"] != config:
             fail(f"other options or images made {path}: leave out --resume")
         model.load_state_dict(saved["weights"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -380,7 +362,7 @@ def train(args, images, validation):
     images = images.to(args.device)
     rounds = range(len(saved["history"]), args.epochs * ROUNDS)
     for done in tqdm(rounds, "training", unit="round", disable=None):
-        torch.manual_seed(args.seed + 1000 * (done + 1))  # resumed, it draws the same
+        torch.manual_seed(10**6 * args.seed + done)  # resumed, it draws the same
         terms = train_round(args, model, optimizer, images, done)
         reconstruction, kl, _, _ = infer(model, validation)
         saved["history"].append([*terms, reconstruction.mean().item(), kl.sum(1).mean().item()])
@@ -404,42 +386,17 @@ def load_checkpoint(path, device="cpu"):
 
 
 # -------------------------------------------------------------------------------------- evaluation
-
-
 @torch.no_grad()
 def infer(model, images):
-    """elbo_terms, and mean and log-variance of q(z|x), of N uint8 images; float64 on the CPU."""
+    """Of N uint8 images elbo_terms and, with no noise drawn, mean and log-variance of q(z|x), the
+    mean being the image's code; float64 on the CPU."""
     model.eval()
     parts = []
     for batch in images.split(500):
         x = to_float(batch.to(next(model.parameters()).device))
-        terms = [*elbo_terms(model, x), *model.encode(x)]
+        terms = [*elbo_terms(model, x), *model.sample_posterior(x, noise=False)[1:]]
         parts.append([term.cpu().double() for term in terms])
     return [torch.cat(part) for part in zip(*parts, strict=True)]
-
-
-def sample_mixture(codes, n, components=500, steps=30):
-    """n draws (n, Z) of a mixture of Gaussians, of one covariance, that EM fits to codes (N, Z):
-    "ex-post density estimation" (Ghosh et al. 2020)."""
-    floor = torch.diag(1e-3 * codes.var(0) + 1e-9)
-    covariance = 0.2 * codes.T.cov() + floor
-    centre = codes[torch.randperm(len(codes))[:components]]  # (K, Z)
-    weight = torch.ones(len(centre)) / len(centre)
-    for _ in range(steps):
-        # E: each component's share in each code, (N, K), from distances where the covariance is I.
-        white = torch.linalg.cholesky(covariance).inverse().T
-        distance = torch.cdist(codes @ white, centre @ white).square()
-        share = (weight.log() - distance / 2).softmax(1)
-        # M: the shares' weighted means of the codes, and what covariance is left around them.
-        total = share.sum(0).clamp(min=1e-6)
-        weight = total / total.sum()
-        centre = share.T @ codes / total[:, None]
-        covariance = (codes.T @ codes - centre.T @ (total[:, None] * centre)) / len(codes) + floor
-    noise = torch.randn(n, len(floor)).double() @ torch.linalg.cholesky(covariance).T
-    return centre[weight.multinomial(n, replacement=True)] + noise
-
-
-# ----------------------------------------------------------------------------------------- figures
 
 
 @torch.no_grad()
@@ -448,37 +405,54 @@ def decode_pictures(model, z):
     return model.likelihood(z.float().to(next(model.parameters()).device)).mean.cpu()
 
 
-def draw(path, title, panels, width, height, rows=1):
-    """Save a PNG of so many inches: panels {name: values} in rows, their kind told by their shape:
-    curves (rounds, 2), bars (Z,) or pictures (N, C, H, W) in [0, 1], 8 in a row."""
+def sample_mixture(codes, n, components=500, steps=30):
+    """n draws (n, Z) of a mixture of Gaussians, of one covariance, that EM fits to codes (N, Z):
+    "ex-post density estimation" (Ghosh et al. 2020)."""
+    floor = torch.diag(1e-3 * codes.var(0) + 1e-9)
+    covariance = 0.2 * codes.T.cov() + floor
+    centre = codes[torch.randperm(len(codes))[:components]]  # (K, Z)
+    weight = torch.ones(len(centre))  # they need not add up to 1
+    for _ in range(steps):
+        # E: each component's share in each code, (N, K), from distances where the covariance is I.
+        white = torch.linalg.cholesky(covariance).inverse().T
+        distance = torch.cdist(codes @ white, centre @ white).square()
+        share = (weight.log() - distance / 2).softmax(1)
+        # M: the shares' weighted means of the codes, and what covariance is left around them.
+        weight = share.sum(0).clamp(min=1e-6)
+        centre = share.T @ codes / weight[:, None]
+        covariance = (codes.T @ codes - centre.T @ (weight[:, None] * centre)) / len(codes) + floor
+    noise = torch.randn(n, len(floor)).double() @ torch.linalg.cholesky(covariance).T
+    return centre[weight.multinomial(n, replacement=True)] + noise
+
+
+# ----------------------------------------------------------------------------------------- figures
+def draw(path, title, panels):
+    """Save a PNG of panels {name: values} side by side, their kind told by their shape: bars (Z,),
+    curves (rounds, 2) or pictures (N, C, H, W) in [0, 1], 8 in a row."""
     matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    figure = matplotlib.figure.Figure((4 * len(panels), 4.5), dpi=150, layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplots(rows, len(panels) // rows, squeeze=False).flat
-    for axis, (name, values) in zip(axes, panels.items(), strict=True):
-        axis.set_title(name)
+    for place, (name, values) in enumerate(panels.items(), start=1):
+        axis = figure.add_subplot(1, len(panels), place, title=name)
         if values.ndim == 1:
-            axis.bar(range(len(values)), values.numpy())
-            axis.margins(x=0.01)
+            axis.bar(range(len(values)), values.numpy(), width=1)
         elif values.ndim == 2:
             epochs = np.arange(1, len(values) + 1) / ROUNDS
             axis.plot(epochs, values.numpy(), marker=".", label=["training", "validation"])
             axis.set(xlabel="epoch", ylabel="nats an image")
             axis.legend()
-        else:  # thin lines between the pictures
-            framed = F.pad(values, (1, 1, 1, 1), value=0.5).unflatten(0, (-1, 8))
+        else:
+            framed = nn.functional.pad(values, (1, 1, 1, 1), value=0.5).unflatten(0, (-1, 8))
             # (rows, 8, C, H, W) -> (rows * H, 8 * W, C)
-            picture = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(2)
-            axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axis.axis("off")
+            picture = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write(path, buffer.getvalue())
 
 
 # -------------------------------------------------------------------------------------------- main
-
-
 def main(argv=None):
     """Train (or reload), evaluate, draw; returns what it writes to metrics.json."""
     started = time.perf_counter()
@@ -502,7 +476,6 @@ def main(argv=None):
         **own_figures(model, test, mean, loss),
         "history": saved["history"],
         "train_seconds": saved["seconds"],
-        "train_images": len(images),
         "test_images": len(test),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "config": saved["config"],
@@ -511,39 +484,31 @@ def main(argv=None):
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
     }
 
-    title = f"lambda = {config.kl_weight:g}"
-    panels = {
-        "mean": mean[0],
-        "log of the variance": logvar[0],
-        "KL, mean of all test images": kl.mean(0),
-    }
-    below = f"{title}: q(z|x) of the first test image, by dimension of z"
-    draw(args.out / "posterior.png", below, panels, 7, 5.2, rows=3)
-    reconstruction, kl = torch.tensor(saved["history"]).view(-1, 2, 2).unbind(2)  # (rounds, 2)
-    loss = reconstruction + config.kl_weight * kl
-    panels = {"reconstruction + lambda KL": loss, "reconstruction": reconstruction, "KL": kl}
-    draw(args.out / "curves.png", title, panels, 11, 3.4)
-    x = to_float(test)
-    panels = {"real": x[:64], "reconstructed": decode_pictures(model, mean[:64])}
-    draw(args.out / "reconstructions.png", title, panels, 9.9, 5.7)
+    x = to_float(test[:64])
     codes = infer(model, images[:10_000])[2]
-    panels = {
-        "prior: N(0, I)": decode_pictures(model, torch.randn(64, config.latent_dim)),
-        "a mixture fitted to the training codes": decode_pictures(model, sample_mixture(codes, 64)),
-    }
-    draw(args.out / "samples.png", title, panels, 9.9, 5.7)
+    prior = decode_pictures(model, torch.randn(64, config.latent_dim))
+    mixture = decode_pictures(model, sample_mixture(codes, 64))
     share = torch.linspace(0, 1, 6)[:, None]
     z = (1 - share) * mean[:16:2, None] + share * mean[1:16:2, None]  # (8, 6, Z)
     decoded = decode_pictures(model, z.flatten(0, 1)).unflatten(0, (8, 6))
     rows = torch.cat([x[:16:2, None], decoded, x[1:16:2, None]], 1).flatten(0, 1)
-    draw(args.out / "interpolation.png", title, {"real, decoded between, real": rows}, 5.0, 5.7)
+    rates, costs = torch.tensor(saved["history"]).view(-1, 2, 2).unbind(2)  # (rounds, 2)
+    objective = rates + config.kl_weight * costs
+    pictures = {
+        "curves": {"reconstruction + lambda KL": objective, "reconstruction": rates, "KL": costs},
+        "reconstructions": {"real": x, "reconstructed": decode_pictures(model, mean[:64])},
+        "samples": {"prior: N(0, I)": prior, "a mixture fitted to the training codes": mixture},
+        "interpolation": {"real, decoded between, real": rows},
+        "posterior": {"mean, one x": mean[0], "log-variance": logvar[0], "KL, all x": kl.mean(0)},
+    }
+    for name, panels in pictures.items():
+        draw(args.out / f"{name}.png", f"{name}, lambda = {config.kl_weight:g}", panels)
+
     metrics["wall_seconds"] = time.perf_counter() - started
     write(args.out / "metrics.json", json.dumps(metrics, indent=1).encode())
+    table = [f"{name:24} {x:.6g}" for name, x in metrics.items() if isinstance(x, int | float)]
     try:
-        for name, figure in metrics.items():
-            if isinstance(figure, int | float):
-                print(f"{name:24} {figure:.6g}")
-        print(f"metrics.json, model.pt and pictures are in {args.out}", flush=True)
+        print(*table, f"metrics.json, model.pt, pictures: {args.out}", sep="\n", flush=True)
     except (OSError, ValueError):  # what cannot be told must not cost the work its exit status
         sys.stdout = None
     return metrics

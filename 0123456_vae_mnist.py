@@ -34,16 +34,12 @@ if __name__ == "__main__":
     sys.stderr = sys.stderr or open(os.devnull, "w")  # a service has none
 os.environ["MPLBACKEND"] = "agg"  # a notebook's setting, inherited, would stop the import
 
-import matplotlib
+import matplotlib.figure
 import numpy as np
 import torch
-import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import nn
-from torch.distributions import Bernoulli
 from tqdm import tqdm
 
-HERE = Path(__file__).resolve().parent
 NAME = "vae_mnist"
 FILE = "TibetanMNIST.npz"
 LATENT_DIM = 32
@@ -53,9 +49,8 @@ LR = 3e-3
 ROUNDS = 1  # points of the learning curve an epoch
 KL_WARM_UP = 0.3  # share of training over which the KL term grows to its weight
 
+
 # --------------------------------------------------------------------------------------- arguments
-
-
 def between(kind, low, high):
     """A type for argparse: an int or a float from low to high."""
 
@@ -73,8 +68,12 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=form)
     gpu = torch.accelerator.current_accelerator(check_available=True)
     devices = ["cpu", gpu.type] if gpu else ["cpu"]
+    data = Path(__file__).resolve().parent / "data"
+    made = data / "sample"
+    if (made / FILE).is_file() and not (data / FILE).is_file():
+        data = made
     add = parser.add_argument
-    add("--data", type=Path, help=f"folder of {FILE} (else: data beside the script)")
+    add("--data", type=Path, default=data, help=f"folder of {FILE}")
     add("--out", type=Path, help=f"folder of what is written (else: results/{NAME}/kl...)")
     add("--kl-weight", type=between(float, 0, 1e6), default=1.0, help="lambda, of the KL term")
     add("--latent-dim", type=between(int, 1, 1024), default=LATENT_DIM, help="dimensions of z")
@@ -92,27 +91,16 @@ def parse_args(argv=None):
     trial = "dry_run" if args.dry_run else ""
     usual = Path("results", trial, NAME, f"kl{args.kl_weight:g}")
     args.out = args.out / trial if args.out else usual
+    if args.data == made:
+        print(f"notice: results are of made data, {args.data}", file=sys.stderr)
     return args
 
 
 # ----------------------------------------------------------------------------------------- helpers
-
-
 def fail(message):
     """End with status 2 and one line, `error: WHAT: WHAT TO DO`."""
     print("error:", *message.split(), file=sys.stderr)
     sys.exit(2)
-
-
-def data_file(folder, name):
-    """Path of a course file; only if no folder is named may the made data/sample stand in."""
-    path = Path(folder or HERE / "data", name)
-    if folder is None and not path.is_file():
-        path = HERE / "data" / "sample" / name
-        print(f"notice: no {name} in data: results are of made data, {path}", file=sys.stderr)
-    if not path.is_file():
-        fail(f"no {name} in {path.parent}: put it there or name its folder by --data")
-    return path
 
 
 def write(path, data):
@@ -134,29 +122,26 @@ def load_saved(path):
             raise ValueError("damaged")
         return torch.load(path, map_location="cpu", weights_only=True)[NAME]
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        fail(f"no whole file of this script at {path} ({error}): train, without --resume")
+        fail(f"no whole file of this script at {path} ({error!r}): train, without --resume")
 
 
 # -------------------------------------------------------------------------------------------- data
 # This section and the next are of these images; the others are the same for digits and for faces.
-
-
 def load_images(args):
     """The grey images of TibetanMNIST.npz, uint8 (N, 1, 28, 28); for a dry run 700."""
-    path = data_file(args.data, FILE)
+    path = args.data / FILE
     try:
         images = np.load(path, allow_pickle=False)["image"]
         images = images.reshape(len(images), 1, 28, 28).astype(np.float32)
     except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
-        fail(f"no array `image` of 28 x 28 in {path} ({error}): take the course's file again")
+        fail(f"no array `image` of 28 x 28 in {path} ({error}): name the file's folder by --data")
     if len(images) < 640:
         fail(f"{len(images)} images in {path}: at least 640 are needed")
-    white = 1 if images.max() < 2 else 255
-    pixels = images * (255 / white)
+    pixels = images * 255 if images.max() < 2 else images
     meant = pixels.min() > -77 and pixels.max() < 332  # resizing overshoots by less than 0.3
-    if not meant or (pixels > 127).all() or not (pixels > 127).any():
+    if not meant or not 0 < (pixels > 127).mean() < 1:
         fail(f"pixels in {path} are from {images.min()} to {images.max()}: scale them, 0 to 255")
-    pixels = torch.from_numpy(np.rint(pixels).clip(0, 255).astype(np.uint8))
+    pixels = torch.from_numpy(pixels).round().clamp(0, 255).byte()
     return pixels[:700] if args.dry_run else pixels
 
 
@@ -170,13 +155,11 @@ def training_input(images, progress):
     second half of training less and less."""
     strength = 0.06 * min(1, 2 - 2 * progress)  # half the picture's width is 1
     change = torch.eye(2, 3) + strength * torch.randn(len(images), 2, 3)
-    grid = F.affine_grid(change, images.shape, align_corners=False).to(images.device)
-    return to_float(F.grid_sample(images.float(), grid, align_corners=False))
+    grid = nn.functional.affine_grid(change, images.shape, align_corners=False).to(images.device)
+    return to_float(nn.functional.grid_sample(images.float(), grid, align_corners=False))
 
 
 # ------------------------------------------------------------------------------------------- model
-
-
 class Group(nn.Module):
     """A few latents: their posterior, and what they add to the state that becomes the picture."""
 
@@ -233,16 +216,16 @@ class VAE(nn.Module):
         )
         self.to(memory_format=torch.channels_last)  # the faster order on a CPU
 
-    def sample_posterior(self, x, features=None):
-        """z, mean and log-variance of q(z|x), (B, Z) each; of a group they depend on what was
-        drawn for the groups above. For many samples the features (B, W) are made once."""
+    def sample_posterior(self, x, features=None, noise=True):
+        """z, mean and log-variance of q(z|x), (B, Z) each; of a group they depend on the z of the
+        groups above, which without noise is their mean. The features (B, W) may be made before."""
         features = self.features(2 * x - 1) if features is None else features
         state = self.start.expand_as(features)
         parts = []
         for group in self.groups:
             mean, logvar = group.posterior(torch.cat([features, state], 1)).chunk(2, 1)
             logvar = logvar.clamp(-10, 10)  # exp() stays finite
-            z = self.reparameterize(mean, logvar)
+            z = self.reparameterize(mean, logvar) if noise else mean
             state = group(state, z)
             parts.append((z, mean, logvar))
         return [torch.cat(part, 1) for part in zip(*parts, strict=True)]
@@ -252,7 +235,8 @@ class VAE(nn.Module):
         return mean + torch.randn_like(mean) * (logvar / 2).exp()
 
     def encode(self, x):
-        """x (B, 1, 28, 28) in {0, 1} -> mean and log-variance of q(z|x), (B, Z) each."""
+        """x (B, 1, 28, 28) in {0, 1} -> mean and log-variance of q(z|x), (B, Z) each, for one
+        sample of z."""
         return self.sample_posterior(x)[1:]
 
     def decode(self, z):
@@ -264,7 +248,7 @@ class VAE(nn.Module):
 
     def likelihood(self, z):
         """p(x|z), whose mean is the picture."""
-        return Bernoulli(logits=self.decode(z), validate_args=False)
+        return torch.distributions.Bernoulli(logits=self.decode(z), validate_args=False)
 
     def forward(self, x):
         """x -> (Bernoulli logits, mean, log-variance), from one sample of z."""
@@ -278,24 +262,21 @@ def new_model(args, images):
 
 
 @torch.no_grad()
-def own_figures(model, test, mean, loss, k=None):
-    """IW-NLL: -log p(x) of 500 test images in nats, on average bounded from above by k importance
-    samples each (Burda et al. 2016, equation 8): 500, of fewer images fewer."""
-    k = k or min(500, len(test))
+def own_figures(model, test, mean, loss):
+    """IW-NLL: -log p(x) of 500 test images in nats, on average bounded from above by k = 500
+    importance samples each (Burda et al. 2016, equation 8); of fewer images by fewer."""
     x = to_float(test[:500].to(model.start.device))
     features = model.features(2 * x - 1)
     log_weights = []
-    for _ in range(k):
+    for _ in range(len(x)):
         z, mean, logvar = model.sample_posterior(x, features)
         log_ratio = (z.square() - (z - mean).square() / logvar.exp() - logvar).sum(1) / 2  # q / p
         log_weights.append(model.likelihood(z).log_prob(x).flatten(1).sum(1) - log_ratio)
-    bound = math.log(k) - torch.stack(log_weights).logsumexp(0)
+    bound = math.log(len(x)) - torch.stack(log_weights).logsumexp(0)
     return {"iw_nll_nats": bound.mean().item()}
 
 
 # ------------------------------------------------------------------------------- loss and training
-
-
 def split(images):
     """Training, validation (1 in 20) and test images (1 in 10): the same ones whatever --seed."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -325,23 +306,25 @@ def learning_rate(progress, peak):
 
 
 def train_round(args, model, optimizer, images, done):
-    """Train on one in ROUNDS of uint8 images, drawn anew, after `done` rounds: ROUNDS rounds are an
-    epoch. The mean reconstruction and KL, nats, as they were on the way."""
+    """Train for one of the ROUNDS parts of an epoch, after `done` of them, on uint8 images; returns
+    reconstruction and KL in nats, their means over the steps."""
     model.train()
-    order = torch.randperm(len(images))[: math.ceil(len(images) / ROUNDS)]
-    batches = order.to(images.device).split(args.batch_size)
+    seed = 10**6 * args.seed + done // ROUNDS  # the epoch's, which orders its images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    batches = order.tensor_split(ROUNDS)[done % ROUNDS].to(images.device).split(args.batch_size)
     total = 0
     for step, rows in enumerate(batches):
         progress = (done + step / len(batches)) / (args.epochs * ROUNDS)
         optimizer.param_groups[0]["lr"] = learning_rate(progress, args.lr)
         reconstruction, kl = elbo_terms(model, training_input(images[rows], progress))
-        terms = torch.stack([reconstruction, kl.sum(1)]).mean(1)
+        reconstruction, kl = reconstruction.mean(), kl.sum(1).mean()
         # The KL term grows to its weight (Bowman et al. 2016): the decoder learns to use z first.
-        loss = terms[0] + args.kl_weight * min(1, progress / KL_WARM_UP) * terms[1]
+        loss = reconstruction + args.kl_weight * min(1, progress / KL_WARM_UP) * kl
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1000)  # with lambda = 100 it starts at 1e9
         optimizer.step()
-        total += terms.detach()
+        total += torch.stack([reconstruction, kl]).detach()
     return (total / len(batches)).tolist()
 
 
@@ -350,15 +333,14 @@ def train(args, images, validation):
     torch.manual_seed(args.seed)
     model = new_model(args, images).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
-    # Of the options and the images' bytes: the checkpoint of another run is refused.
-    aside = ("data", "out", "device", "resume")
-    config = {name: value for name, value in vars(args).items() if name not in aside}
-    run = hashlib.sha256(repr(config).encode() + images.numpy().tobytes()).hexdigest()
-    saved = {"config": config, "run": run, "history": [], "seconds": 0.0}
+    # What decides the weights: the options, and the images by their bytes.
+    digest = hashlib.sha256(images.numpy()).hexdigest()
+    config = {**vars(args), "data": digest, "out": None, "device": None, "resume": None}
+    saved = {"config": config, "history": [], "seconds": 0.0}
     path = args.out / "checkpoint.pt"
     if args.resume and path.exists():
         saved = load_saved(path)
-        if saved["run"] != run:
+        if saved["config"] != config:
             fail(f"other options or images made {path}: leave out --resume")
         model.load_state_dict(saved["weights"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -366,7 +348,7 @@ def train(args, images, validation):
     images = images.to(args.device)
     rounds = range(len(saved["history"]), args.epochs * ROUNDS)
     for done in tqdm(rounds, "training", unit="round", disable=None):
-        torch.manual_seed(args.seed + 1000 * (done + 1))  # resumed, it draws the same
+        torch.manual_seed(10**6 * args.seed + done)  # resumed, it draws the same
         terms = train_round(args, model, optimizer, images, done)
         reconstruction, kl, _, _ = infer(model, validation)
         saved["history"].append([*terms, reconstruction.mean().item(), kl.sum(1).mean().item()])
@@ -390,42 +372,17 @@ def load_checkpoint(path, device="cpu"):
 
 
 # -------------------------------------------------------------------------------------- evaluation
-
-
 @torch.no_grad()
 def infer(model, images):
-    """elbo_terms, and mean and log-variance of q(z|x), of N uint8 images; float64 on the CPU."""
+    """Of N uint8 images elbo_terms and, with no noise drawn, mean and log-variance of q(z|x), the
+    mean being the image's code; float64 on the CPU."""
     model.eval()
     parts = []
     for batch in images.split(500):
         x = to_float(batch.to(next(model.parameters()).device))
-        terms = [*elbo_terms(model, x), *model.encode(x)]
+        terms = [*elbo_terms(model, x), *model.sample_posterior(x, noise=False)[1:]]
         parts.append([term.cpu().double() for term in terms])
     return [torch.cat(part) for part in zip(*parts, strict=True)]
-
-
-def sample_mixture(codes, n, components=500, steps=30):
-    """n draws (n, Z) of a mixture of Gaussians, of one covariance, that EM fits to codes (N, Z):
-    "ex-post density estimation" (Ghosh et al. 2020)."""
-    floor = torch.diag(1e-3 * codes.var(0) + 1e-9)
-    covariance = 0.2 * codes.T.cov() + floor
-    centre = codes[torch.randperm(len(codes))[:components]]  # (K, Z)
-    weight = torch.ones(len(centre)) / len(centre)
-    for _ in range(steps):
-        # E: each component's share in each code, (N, K), from distances where the covariance is I.
-        white = torch.linalg.cholesky(covariance).inverse().T
-        distance = torch.cdist(codes @ white, centre @ white).square()
-        share = (weight.log() - distance / 2).softmax(1)
-        # M: the shares' weighted means of the codes, and what covariance is left around them.
-        total = share.sum(0).clamp(min=1e-6)
-        weight = total / total.sum()
-        centre = share.T @ codes / total[:, None]
-        covariance = (codes.T @ codes - centre.T @ (total[:, None] * centre)) / len(codes) + floor
-    noise = torch.randn(n, len(floor)).double() @ torch.linalg.cholesky(covariance).T
-    return centre[weight.multinomial(n, replacement=True)] + noise
-
-
-# ----------------------------------------------------------------------------------------- figures
 
 
 @torch.no_grad()
@@ -434,37 +391,54 @@ def decode_pictures(model, z):
     return model.likelihood(z.float().to(next(model.parameters()).device)).mean.cpu()
 
 
-def draw(path, title, panels, width, height, rows=1):
-    """Save a PNG of so many inches: panels {name: values} in rows, their kind told by their shape:
-    curves (rounds, 2), bars (Z,) or pictures (N, C, H, W) in [0, 1], 8 in a row."""
+def sample_mixture(codes, n, components=500, steps=30):
+    """n draws (n, Z) of a mixture of Gaussians, of one covariance, that EM fits to codes (N, Z):
+    "ex-post density estimation" (Ghosh et al. 2020)."""
+    floor = torch.diag(1e-3 * codes.var(0) + 1e-9)
+    covariance = 0.2 * codes.T.cov() + floor
+    centre = codes[torch.randperm(len(codes))[:components]]  # (K, Z)
+    weight = torch.ones(len(centre))  # they need not add up to 1
+    for _ in range(steps):
+        # E: each component's share in each code, (N, K), from distances where the covariance is I.
+        white = torch.linalg.cholesky(covariance).inverse().T
+        distance = torch.cdist(codes @ white, centre @ white).square()
+        share = (weight.log() - distance / 2).softmax(1)
+        # M: the shares' weighted means of the codes, and what covariance is left around them.
+        weight = share.sum(0).clamp(min=1e-6)
+        centre = share.T @ codes / weight[:, None]
+        covariance = (codes.T @ codes - centre.T @ (weight[:, None] * centre)) / len(codes) + floor
+    noise = torch.randn(n, len(floor)).double() @ torch.linalg.cholesky(covariance).T
+    return centre[weight.multinomial(n, replacement=True)] + noise
+
+
+# ----------------------------------------------------------------------------------------- figures
+def draw(path, title, panels):
+    """Save a PNG of panels {name: values} side by side, their kind told by their shape: bars (Z,),
+    curves (rounds, 2) or pictures (N, C, H, W) in [0, 1], 8 in a row."""
     matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    figure = matplotlib.figure.Figure((4 * len(panels), 4.5), dpi=150, layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplots(rows, len(panels) // rows, squeeze=False).flat
-    for axis, (name, values) in zip(axes, panels.items(), strict=True):
-        axis.set_title(name)
+    for place, (name, values) in enumerate(panels.items(), start=1):
+        axis = figure.add_subplot(1, len(panels), place, title=name)
         if values.ndim == 1:
-            axis.bar(range(len(values)), values.numpy())
-            axis.margins(x=0.01)
+            axis.bar(range(len(values)), values.numpy(), width=1)
         elif values.ndim == 2:
             epochs = np.arange(1, len(values) + 1) / ROUNDS
             axis.plot(epochs, values.numpy(), marker=".", label=["training", "validation"])
             axis.set(xlabel="epoch", ylabel="nats an image")
             axis.legend()
-        else:  # thin lines between the pictures
-            framed = F.pad(values, (1, 1, 1, 1), value=0.5).unflatten(0, (-1, 8))
+        else:
+            framed = nn.functional.pad(values, (1, 1, 1, 1), value=0.5).unflatten(0, (-1, 8))
             # (rows, 8, C, H, W) -> (rows * H, 8 * W, C)
-            picture = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(2)
-            axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axis.axis("off")
+            picture = framed.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write(path, buffer.getvalue())
 
 
 # -------------------------------------------------------------------------------------------- main
-
-
 def main(argv=None):
     """Train (or reload), evaluate, draw; returns what it writes to metrics.json."""
     started = time.perf_counter()
@@ -488,7 +462,6 @@ def main(argv=None):
         **own_figures(model, test, mean, loss),
         "history": saved["history"],
         "train_seconds": saved["seconds"],
-        "train_images": len(images),
         "test_images": len(test),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "config": saved["config"],
@@ -497,39 +470,31 @@ def main(argv=None):
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
     }
 
-    title = f"lambda = {config.kl_weight:g}"
-    panels = {
-        "mean": mean[0],
-        "log of the variance": logvar[0],
-        "KL, mean of all test images": kl.mean(0),
-    }
-    below = f"{title}: q(z|x) of the first test image, by dimension of z"
-    draw(args.out / "posterior.png", below, panels, 7, 5.2, rows=3)
-    reconstruction, kl = torch.tensor(saved["history"]).view(-1, 2, 2).unbind(2)  # (rounds, 2)
-    loss = reconstruction + config.kl_weight * kl
-    panels = {"reconstruction + lambda KL": loss, "reconstruction": reconstruction, "KL": kl}
-    draw(args.out / "curves.png", title, panels, 11, 3.4)
-    x = to_float(test)
-    panels = {"real": x[:64], "reconstructed": decode_pictures(model, mean[:64])}
-    draw(args.out / "reconstructions.png", title, panels, 9.9, 5.7)
+    x = to_float(test[:64])
     codes = infer(model, images[:10_000])[2]
-    panels = {
-        "prior: N(0, I)": decode_pictures(model, torch.randn(64, config.latent_dim)),
-        "a mixture fitted to the training codes": decode_pictures(model, sample_mixture(codes, 64)),
-    }
-    draw(args.out / "samples.png", title, panels, 9.9, 5.7)
+    prior = decode_pictures(model, torch.randn(64, config.latent_dim))
+    mixture = decode_pictures(model, sample_mixture(codes, 64))
     share = torch.linspace(0, 1, 6)[:, None]
     z = (1 - share) * mean[:16:2, None] + share * mean[1:16:2, None]  # (8, 6, Z)
     decoded = decode_pictures(model, z.flatten(0, 1)).unflatten(0, (8, 6))
     rows = torch.cat([x[:16:2, None], decoded, x[1:16:2, None]], 1).flatten(0, 1)
-    draw(args.out / "interpolation.png", title, {"real, decoded between, real": rows}, 5.0, 5.7)
+    rates, costs = torch.tensor(saved["history"]).view(-1, 2, 2).unbind(2)  # (rounds, 2)
+    objective = rates + config.kl_weight * costs
+    pictures = {
+        "curves": {"reconstruction + lambda KL": objective, "reconstruction": rates, "KL": costs},
+        "reconstructions": {"real": x, "reconstructed": decode_pictures(model, mean[:64])},
+        "samples": {"prior: N(0, I)": prior, "a mixture fitted to the training codes": mixture},
+        "interpolation": {"real, decoded between, real": rows},
+        "posterior": {"mean, one x": mean[0], "log-variance": logvar[0], "KL, all x": kl.mean(0)},
+    }
+    for name, panels in pictures.items():
+        draw(args.out / f"{name}.png", f"{name}, lambda = {config.kl_weight:g}", panels)
+
     metrics["wall_seconds"] = time.perf_counter() - started
     write(args.out / "metrics.json", json.dumps(metrics, indent=1).encode())
+    table = [f"{name:24} {x:.6g}" for name, x in metrics.items() if isinstance(x, int | float)]
     try:
-        for name, figure in metrics.items():
-            if isinstance(figure, int | float):
-                print(f"{name:24} {figure:.6g}")
-        print(f"metrics.json, model.pt and pictures are in {args.out}", flush=True)
+        print(*table, f"metrics.json, model.pt, pictures: {args.out}", sep="\n", flush=True)
     except (OSError, ValueError):  # what cannot be told must not cost the work its exit status
         sys.stdout = None
     return metrics
