@@ -39,12 +39,10 @@ if __name__ == "__main__":
     sys.stderr = sys.stderr or open(os.devnull, "w")  # a service has none
 os.environ["MPLBACKEND"] = "agg"  # a notebook's setting, inherited, would stop the import
 
-import matplotlib
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from matplotlib.figure import Figure
 from nltk import tokenize
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -60,9 +58,8 @@ TOKENIZERS = {
     "tweet": tokenize.TweetTokenizer,
 }
 
+
 # --------------------------------------------------------------------------------------- arguments
-
-
 def between(kind, low, high):
     """A type for argparse: an int or a float from low to high."""
 
@@ -80,8 +77,12 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=form)
     gpu = torch.accelerator.current_accelerator(check_available=True)
     devices = ["cpu", gpu.type] if gpu else ["cpu"]
+    data = HERE / "data"
+    made = data / "sample"
+    if (made / "train.csv").is_file() and not (data / "train.csv").is_file():
+        data = made
     add = parser.add_argument
-    add("--data", type=Path, help="folder of train.csv and test.csv (else: data beside the script)")
+    add("--data", type=Path, default=data, help="folder of train.csv and test.csv")
     add("--out", type=Path, help="folder of what is written (else: results/transformer)")
     add("--submission", type=Path, help="file for Kaggle (else: submission.csv, in --out if given)")
     add("--tokenizer", choices=TOKENIZERS, default="wordpunct", help="NLTK tokenizer")
@@ -116,27 +117,16 @@ def parse_args(argv=None):
         args.epochs = 1
         args.submission = args.out / "submission.csv"
     args.submission = args.submission or place / "submission.csv"
+    if args.data == made:
+        print(f"notice: results are of made data, {args.data}", file=sys.stderr)
     return args
 
 
 # ----------------------------------------------------------------------------------------- helpers
-
-
 def fail(message):
     """End with status 2 and one line, `error: WHAT: WHAT TO DO`."""
     print("error:", *message.split(), file=sys.stderr)
     sys.exit(2)
-
-
-def data_file(folder, name):
-    """Path of a course file; only if no folder is named may the made data/sample stand in."""
-    path = Path(folder or HERE / "data") / name
-    if folder is None and not path.is_file():
-        path = HERE / "data" / "sample" / name
-        print(f"notice: no {name} in data: results are of made data, {path}", file=sys.stderr)
-    if not path.is_file():
-        fail(f"no {name} in {path.parent}: put it there or name its folder by --data")
-    return path
 
 
 def write(path, data):
@@ -158,12 +148,12 @@ def load_saved(path):
             raise ValueError("damaged")
         return torch.load(path, map_location="cpu", weights_only=True)["transformer"]
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        fail(f"no readable, whole file of this script at {path} ({error}): train without --resume")
+        fail(
+            f"no readable, whole file of this script at {path} ({error!r}): train without --resume"
+        )
 
 
 # -------------------------------------------------------------------------------------------- data
-
-
 def read_table(path, keys):
     """A CSV file as a DataFrame of str, headings in lower case; `keys` must stand in each row."""
     rules = {"header": None, "dtype": str, "keep_default_na": False, "skipinitialspace": True}
@@ -176,7 +166,7 @@ def read_table(path, keys):
         table = table[table.fillna("").ne("").any(axis=1)]  # without rows of blanks
         heading = table.iloc[0].str.lower()
     except (ValueError, LookupError, OSError) as error:
-        fail(f"{path} is no table ({error}): save it as UTF-8, each quote in a cell doubled")
+        fail(f"no table in {path} ({error}): --data names its folder; UTF-8, quotes doubled")
     table.columns = heading.replace({"category": "label", "description": "content"})
     table = table[1:].loc[:, ~table.columns.duplicated()].reset_index(drop=True)
     missing = {*keys, "title", "content"} - {*table}
@@ -201,8 +191,8 @@ def clean(text):
 def load_news(args):
     """Tables of train.csv (tokens, target, fold) and test.csv (id, tokens), and the classes: labels
     as they stand in train.csv, sorted. A target is the index of one."""
-    train = read_table(data_file(args.data, "train.csv"), ["id", "label"])
-    test = read_table(data_file(args.data, "test.csv"), ["id"])
+    train = read_table(args.data / "train.csv", ["id", "label"])
+    test = read_table(args.data / "test.csv", ["id"])
     labels = train["label"].str.replace(r"^(\d+)\.0$", r"\1", regex=True)  # a float's 3.0
     counts = labels.value_counts()
     if len(counts) < 2 or counts.min() < args.folds:
@@ -246,7 +236,7 @@ def load_vectors(name, words):
     if len(found) < len(words) / 2:
         hint = "are they of this language? --embeddings none does without"
         print(f"notice: {len(found)} of {len(words)} words are in {path}: {hint}", file=sys.stderr)
-    return sorted(found), F.pad(table, (0, 0, 2, 0))
+    return sorted(found), nn.functional.pad(table, (0, 0, 2, 0))
 
 
 def read_vectors(path, words):
@@ -280,8 +270,6 @@ def encode(texts, vocabulary):
 
 
 # ------------------------------------------------------------------------------------------- model
-
-
 def attention(query, key, value, mask):
     """Scaled dot-product attention, softmax(Q K' / sqrt(hs)) V (Vaswani et al. 2017, equation 1).
 
@@ -395,8 +383,6 @@ def log_count_ratios(texts, labels, words, classes):
 
 
 # ------------------------------------------------------------------------------- loss and training
-
-
 @torch.no_grad()
 def predict(model, texts):
     """Class probabilities (N, C) of texts as token ids, float64 on the CPU."""
@@ -422,7 +408,7 @@ def train_epoch(model, optimizer, scheduler, texts, labels, args):
         batch = pad_sequence([kept[row] for row in batches[k]], batch_first=True)
         target = labels[batches[k]].to(args.device)
         logits = model(batch.to(args.device))
-        loss = F.cross_entropy(logits, target, label_smoothing=0.1)
+        loss = nn.functional.cross_entropy(logits, target, label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -472,8 +458,6 @@ def load_checkpoint(path, device="cpu"):
 
 
 # -------------------------------------------------------------------------------------- evaluation
-
-
 def evaluate(probabilities, targets):
     """Accuracy of probabilities (N, C) with its 95% Wilson interval (1927), loss, and confusion:
     true classes down, predicted ones across."""
@@ -487,14 +471,12 @@ def evaluate(probabilities, targets):
         "oof_accuracy": p,
         "oof_accuracy_low": centre - half,
         "oof_accuracy_high": centre + half,
-        "oof_loss_nats": F.nll_loss(probabilities.log(), targets).item(),
+        "oof_loss_nats": nn.functional.nll_loss(probabilities.log(), targets).item(),
         "confusion": torch.bincount(targets * C + guess, minlength=C * C).view(C, C).tolist(),
     }
 
 
 # ----------------------------------------------------------------------------------------- figures
-
-
 def save_figure(figure, path):
     """Write a matplotlib figure as a PNG."""
     buffer = io.BytesIO()
@@ -505,7 +487,7 @@ def save_figure(figure, path):
 def draw_curves(histories, path):
     """Loss and accuracy by epoch, the mean over folds."""
     values = np.array(histories).mean(0)  # (epochs, 4)
-    figure = Figure((9, 3.4), layout="constrained")
+    figure = matplotlib.figure.Figure((9, 3.4), layout="constrained")
     for i, axis in enumerate(figure.subplots(1, 2)):
         names = ["training, words left out", "out of fold"]
         axis.plot(range(1, len(values) + 1), values[:, [i, i + 2]], marker=".", label=names)
@@ -516,7 +498,7 @@ def draw_curves(histories, path):
 
 def draw_confusion(confusion, classes, path):
     """Out-of-fold counts: true classes down, predicted ones across."""
-    figure = Figure((4.5, 4.2), layout="constrained")
+    figure = matplotlib.figure.Figure((4.5, 4.2), layout="constrained")
     axis = figure.subplots()
     axis.imshow(confusion, cmap="Blues", vmax=2 * np.max(confusion))
     for (row, column), count in np.ndenumerate(confusion):
@@ -536,7 +518,7 @@ def draw_attention(model, held, oof, classes, path):
     held = held[held["tokens"].str.len().between(8, 36)]
     right = held["guess"] == held["target"]
     rows = pd.concat([held[right].head(2), held[~right].head(2)])
-    figure = Figure((12, 5 * len(rows) + 0.1), layout="constrained")
+    figure = matplotlib.figure.Figure((12, 5 * len(rows) + 0.1), layout="constrained")
     parts = figure.subfigures(max(1, len(rows)), squeeze=False)[:, 0]
     for part, row in zip(parts, rows.itertuples(), strict=False):
         tokens = encode([row.tokens], model.vocabulary)[0].to(model.position.device)
@@ -560,8 +542,6 @@ def draw_attention(model, held, oof, classes, path):
 
 
 # -------------------------------------------------------------------------------------------- main
-
-
 def main(argv=None):
     """Train, predict, evaluate, draw; returns what it writes to metrics.json."""
     started = time.perf_counter()
@@ -569,18 +549,17 @@ def main(argv=None):
     train, test, classes = load_news(args)
     words = {word for tokens in [*train["tokens"], *test["tokens"]] for word in tokens}
     known, vectors = load_vectors(args.embeddings, words)
-    aside = ("data", "out", "submission", "device", "resume")
-    config = {name: value for name, value in vars(args).items() if name not in aside}
-    # Of all that decides the weights: the checkpoint of another run is refused.
+    # What decides the weights: the options, and the rows and vectors by their bytes.
     rows = train[["tokens", "target", "fold"]].to_numpy().tolist()
     numbers = b"" if vectors is None else vectors.numpy().tobytes()
-    run = hashlib.sha256(repr([config, classes, known, rows]).encode() + numbers).hexdigest()
-    saved = {"run": run, "config": config, "classes": classes, "vectors": vectors}
-    saved.update(folds=[], seconds=0.0)
+    digest = hashlib.sha256(repr([classes, known, rows]).encode() + numbers).hexdigest()
+    none = dict.fromkeys(["out", "submission", "device", "resume"])
+    config = {**vars(args), "data": digest, **none}
+    saved = {"config": config, "classes": classes, "vectors": vectors, "folds": [], "seconds": 0.0}
     path = args.out / "checkpoint.pt"
     if args.resume and path.exists():
         saved = load_saved(path)
-        if saved["run"] != run:
+        if saved["config"] != config:
             fail(f"other options, rows or vectors made {path}: leave out --resume")
     training = time.perf_counter() - saved["seconds"]
     for k in tqdm(range(len(saved["folds"]), args.folds), unit="fold", disable=None):

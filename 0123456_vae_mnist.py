@@ -485,7 +485,11 @@ def main(argv=None):
         "reconstructions": {"real": x, "reconstructed": decode_pictures(model, mean[:64])},
         "samples": {"prior: N(0, I)": prior, "a mixture fitted to the training codes": mixture},
         "interpolation": {"real, decoded between, real": rows},
-        "posterior": {"mean, one x": mean[0], "log-variance": logvar[0], "KL, all x": kl.mean(0)},
+        "posterior": {
+            "mean in each dimension, one image": mean[0],
+            "log-variance, the same image": logvar[0],
+            "KL in nats, mean of all images": kl.mean(0),
+        },
     }
     for name, panels in pictures.items():
         draw(args.out / f"{name}.png", f"{name}, lambda = {config.kl_weight:g}", panels)

@@ -163,7 +163,7 @@ def growth(data):
 
 
 def main():
-    parts = {"encoder": encoder, "run": run, "digits": digits, "faces": faces, "growth": growth}
+    parts = {"growth": growth, "encoder": encoder, "run": run, "digits": digits, "faces": faces}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the course's files")
     parser.add_argument("parts", nargs="*", help=f"which to measure (default: all of {[*parts]})")

@@ -304,13 +304,13 @@ def summary():
 
 def fading(image):
     """Of three rows of codes between two real faces: the row, and beneath it the cross-fade."""
-    size = 73.75  # of a cell of the script's picture; the first is at (5, 62)
-    whole = Image.new("RGB", (590, 444), "white")
+    size = 73.4  # of a cell of the script's picture; the first is at (6, 69)
+    whole = Image.new("RGB", (588, 444), "white")
     for i, row in enumerate((0, 1, 3)):
-        top = round(62 + size * row)
-        strip = image.crop((5, top, 595, top + 74))
+        top = round(69 + size * row)
+        strip = image.crop((6, top, 594, top + 74))
         whole.paste(strip, (0, 148 * i))
-        ends = strip.crop((0, 0, 74, 74)), strip.crop((516, 0, 590, 74))
+        ends = strip.crop((0, 0, 74, 74)), strip.crop((514, 0, 588, 74))
         for k in range(8):
             share = min(max((k - 1) / 5, 0), 1)
             whole.paste(Image.blend(*ends, share), (round(size * k), 148 * i + 74))
@@ -324,16 +324,16 @@ def shown(image, name):
     if name == "vae_anime_kl1_interpolation":
         return fading(image)
     if name.endswith(("reconstructions", "samples", "interpolation")):
-        return image.crop((0, 30, width, 63 + 73 * (4 if "kl1_" in name else 2)))
+        return image.crop((0, 34, width, round(71 + 73.4 * (4 if "kl1_" in name else 2))))
     if name.endswith("posterior"):
-        return image.crop((0, 0, width, 418))
+        return image.crop((0, 34, 2 * width // 3, height))
     if name.endswith("attention"):
         parts = [(0, 595), *((603 * i + 480, 603 * i + 600) for i in range(1, 4))]
         whole = Image.new("RGB", (width, 595 + 3 * 120), "white")
         for i, (top, bottom) in enumerate(parts):
             whole.paste(image.crop((0, top, width, bottom)), (0, 475 + 120 * i if i else 0))
         return whole
-    return image.crop((0, 28 if name.startswith("vae") else 0, width, height))
+    return image.crop((0, 34 if name.startswith("vae") else 0, width, height))
 
 
 def place_picture(path, folder):
