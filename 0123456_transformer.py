@@ -166,7 +166,8 @@ def read_table(path, keys):
         table = table[table.fillna("").ne("").any(axis=1)]  # without rows of blanks
         heading = table.iloc[0].str.lower()
     except (ValueError, LookupError, OSError) as error:
-        fail(f"no table in {path} ({error}): --data names its folder; UTF-8, quotes doubled")
+        remedy = "name its folder by --data, or mend it: UTF-8, quotes within cells doubled"
+        fail(f"no table in {path} ({error}): {remedy}")
     table.columns = heading.replace({"category": "label", "description": "content"})
     table = table[1:].loc[:, ~table.columns.duplicated()].reset_index(drop=True)
     missing = {*keys, "title", "content"} - {*table}
@@ -222,10 +223,10 @@ def load_vectors(name, words):
         return [], None
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                table = file["vectors"] * file["scale"][:, None]
-                pairs = zip(file["words"].tolist(), table, strict=True)
-                found = {word: vector for word, vector in pairs if word in words}
+            file = np.load(path, allow_pickle=False)
+            table = file["vectors"] * file["scale"][:, None]
+            pairs = zip(file["words"].tolist(), table, strict=True)
+            found = {word: vector for word, vector in pairs if word in words}
         else:
             found = read_vectors(path, words)
         table = torch.from_numpy(np.stack([found[word] for word in sorted(found)])).float()

@@ -43,8 +43,8 @@ from tqdm import tqdm
 
 NAME = "vae_anime"
 FILE = "anime-faces.zip"
-LATENT_DIM = 368
-EPOCHS = 4
+LATENT_DIM = 356
+EPOCHS = 6
 BATCH_SIZE = 64
 LR = 1e-3
 ROUNDS = 3  # points of the learning curve an epoch
