@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections import Counter
 from pathlib import Path
 
 
@@ -111,12 +110,11 @@ def parse_args(argv=None):
         parser.error("argument --nhead: must divide --d-model")
     args.device = args.device.replace("auto", devices[-1])
     trial = "dry_run" if args.dry_run else ""
-    place = (args.out or Path()) / trial
-    args.out = place if args.out else Path("results", trial, "transformer")
+    args.submission = args.submission or (args.out or Path()) / "submission.csv"
+    args.out = args.out / trial if args.out else Path("results", trial, "transformer")
     if args.dry_run:
         args.epochs = 1
         args.submission = args.out / "submission.csv"
-    args.submission = args.submission or place / "submission.csv"
     if args.data == made:
         print(f"notice: results are of made data, {args.data}", file=sys.stderr)
     return args
@@ -141,18 +139,6 @@ def write(path, data):
         fail(f"cannot write {path} ({error.strerror}): make room or name another --out")
 
 
-def load_saved(path):
-    """What this script saved at `path`, on the CPU; runs no code from it."""
-    try:
-        if zipfile.ZipFile(path).testzip():  # torch itself looks at no checksum
-            raise ValueError("damaged")
-        return torch.load(path, map_location="cpu", weights_only=True)["transformer"]
-    except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        fail(
-            f"no readable, whole file of this script at {path} ({error!r}): train without --resume"
-        )
-
-
 # -------------------------------------------------------------------------------------------- data
 def read_table(path, keys):
     """A CSV file as a DataFrame of str, headings in lower case; `keys` must stand in each row."""
@@ -166,8 +152,7 @@ def read_table(path, keys):
         table = table[table.fillna("").ne("").any(axis=1)]  # without rows of blanks
         heading = table.iloc[0].str.lower()
     except (ValueError, LookupError, OSError) as error:
-        remedy = "name its folder by --data, or mend it: UTF-8, quotes within cells doubled"
-        fail(f"no table in {path} ({error}): {remedy}")
+        fail(f"no table in {path} ({error}): name --data, or mend it (UTF-8, quotes doubled)")
     table.columns = heading.replace({"category": "label", "description": "content"})
     table = table[1:].loc[:, ~table.columns.duplicated()].reset_index(drop=True)
     missing = {*keys, "title", "content"} - {*table}
@@ -197,8 +182,7 @@ def load_news(args):
     labels = train["label"].str.replace(r"^(\d+)\.0$", r"\1", regex=True)  # a float's 3.0
     counts = labels.value_counts()
     if len(counts) < 2 or counts.min() < args.folds:
-        need = f"two are needed, each in --folds = {args.folds} rows"
-        fail(f"labels in train.csv are {counts.to_dict()}: {need}")
+        fail(f"labels {counts.to_dict()}: two are needed, each in --folds = {args.folds} rows")
     classes = sorted(counts.index)
     train["target"] = labels.map(classes.index)
     if args.dry_run:
@@ -213,35 +197,13 @@ def load_news(args):
     return train.reset_index(drop=True), test, classes
 
 
-def load_vectors(name, words):
-    """The sorted list of those of `words` with a pretrained vector, and the table (P + 2, E), whose
-    first rows, of <pad> and <unk>, are 0; ([], None) for none. A file is data/make_glove.py's npz
-    or text of GloVe, fastText or word2vec, plain or .gz: a word and its numbers a line."""
-    path = HERE / "data" / "glove.6B.100d.npz" if name == "auto" else Path(name)
-    if name == "none" or (name == "auto" and not path.is_file()):
-        print("notice: no pretrained vectors, so the accuracy is lower", file=sys.stderr)
-        return [], None
-    try:
-        if path.suffix == ".npz":
-            file = np.load(path, allow_pickle=False)
-            table = file["vectors"] * file["scale"][:, None]
-            pairs = zip(file["words"].tolist(), table, strict=True)
-            found = {word: vector for word, vector in pairs if word in words}
-        else:
-            found = read_vectors(path, words)
-        table = torch.from_numpy(np.stack([found[word] for word in sorted(found)])).float()
-        if not table.isfinite().all():
-            raise ValueError("not finite")
-    except Exception as error:  # numpy, zipfile and gzip raise a dozen kinds for damaged files
-        fail(f"no vectors of these words in {path} ({error}): name another file or none")
-    if len(found) < len(words) / 2:
-        hint = "are they of this language? --embeddings none does without"
-        print(f"notice: {len(found)} of {len(words)} words are in {path}: {hint}", file=sys.stderr)
-    return sorted(found), nn.functional.pad(table, (0, 0, 2, 0))
-
-
 def read_vectors(path, words):
-    """{word: vector (E,)} of those of `words` in a file of text."""
+    """{word: vector (E,)} of those of `words`, in lower case, that a file has: data/make_glove.py's
+    npz, or text of GloVe, fastText or word2vec, plain or .gz: a word and its numbers a line."""
+    if path.suffix == ".npz":
+        file = np.load(path, allow_pickle=False)
+        pairs = zip(file["words"].tolist(), file["vectors"] * file["scale"][:, None], strict=True)
+        return {word: vector for word, vector in pairs if word in words}
     found = {}
     width = 0
     opener = gzip.open if path.suffix == ".gz" else open
@@ -251,16 +213,35 @@ def read_vectors(path, words):
             if width < 2:  # the first line, or the second if the first is word2vec's two numbers
                 width = len(parts) - 1
             word = " ".join(parts[:-width])
-            key = word if word in words else word.lower()  # which stands in until `word` comes
+            key = word.lower()  # "Oil" stands in for "oil" unless that is there too
             if width > 1 and key in words and (key == word or key not in found):
                 found[key] = np.array(parts[-width:], np.float32)
     return found
 
 
+def load_vectors(name, words):
+    """The sorted list of those of `words` with a pretrained vector, and the table (P + 2, E), whose
+    first rows, of <pad> and <unk>, are 0; ([], None) for none. `name` is auto, none or a file."""
+    path = HERE / "data" / "glove.6B.100d.npz" if name == "auto" else Path(name)
+    if name == "none" or (name == "auto" and not path.is_file()):
+        print("notice: no pretrained vectors, so the accuracy is lower", file=sys.stderr)
+        return [], None
+    try:
+        found = read_vectors(path, words)
+        known = sorted(found)
+        table = np.asarray_chkfinite(np.stack([found[word] for word in known]), np.float32)
+    except Exception as error:  # numpy, zipfile and gzip raise a dozen kinds for damaged files
+        fail(f"no vectors of these words in {path} ({error}): name another file or none")
+    if len(known) < len(words) / 2:
+        hint = "are they of this language? --embeddings none does without"
+        print(f"notice: {len(known)} of {len(words)} words are in {path}: {hint}", file=sys.stderr)
+    return known, nn.functional.pad(torch.from_numpy(table), (0, 0, 2, 0))
+
+
 def build_vocabulary(texts, min_count, pretrained=()):
     """{word: id}: <pad>, <unk>, the pretrained words, those that occur at least min_count times."""
-    counts = Counter(word for text in texts for word in text)
-    known = sorted(word for word in counts if counts[word] >= min_count)
+    counts = texts.explode().value_counts()
+    known = sorted(counts.index[counts >= min_count])
     words = dict.fromkeys(["<pad>", "<unk>", *pretrained, *known])
     return {word: i for i, word in enumerate(words)}
 
@@ -420,8 +401,8 @@ def train_epoch(model, optimizer, scheduler, texts, labels, args):
 
 
 def train_fold(args, train, fold, classes, known, vectors):
-    """The model of the rows outside `fold` and its history: training loss and accuracy and, which
-    choose nothing, held-out loss and accuracy of each epoch."""
+    """The model of the rows outside `fold` and its history, of each epoch: training loss and
+    accuracy, held-out loss and accuracy (which choose nothing), seconds."""
     torch.manual_seed(1000 * args.seed + fold)
     inside = train[train["fold"] != fold]
     held = train[train["fold"] == fold]
@@ -435,26 +416,33 @@ def train_fold(args, train, fold, classes, known, vectors):
     warm_up = max(2, round(steps / 10)) / steps  # whole steps: one of them has the very peak
     rules = {"pct_start": warm_up, "anneal_strategy": args.schedule, "cycle_momentum": False}
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, **rules)
-    history = []
+    model.history = []
     for epoch in range(args.epochs):
+        started = time.perf_counter()
         figures = train_epoch(model, optimizer, scheduler, texts, labels, args)
         if not math.isfinite(figures[0]):
             fail(f"the loss is not finite in epoch {epoch + 1}: take a smaller --lr")
         judged = evaluate(predict(model, encode(held["tokens"], vocabulary)), held["target"])
-        history.append([*figures, judged["oof_loss_nats"], judged["oof_accuracy"]])
-    return model, history
+        figures += [judged["oof_loss_nats"], judged["oof_accuracy"]]
+        model.history.append([*figures, time.perf_counter() - started])
+    return model, model.history
 
 
 def load_checkpoint(path, device="cpu"):
     """([the model of each fold], options) of a model.pt; the models in eval mode."""
-    saved = load_saved(path)
-    config = argparse.Namespace(**saved["config"])
     models = []
-    for fold in saved["folds"]:
-        vocabulary = {word: i for i, word in enumerate(fold["words"])}
-        model = TransformerClassifier(config, vocabulary, len(saved["classes"]), saved["vectors"])
-        model.load_state_dict(fold["weights"])
-        models.append(model.to(device).eval())
+    try:
+        if zipfile.ZipFile(path).testzip():  # torch itself looks at no checksum
+            raise ValueError("damaged")
+        saved = torch.load(path, map_location="cpu", weights_only=True)["transformer"]
+        config = argparse.Namespace(**saved["config"])
+        for vocabulary, history, weights in saved["folds"]:
+            model = TransformerClassifier(config, vocabulary, len(config.classes), saved["vectors"])
+            model.load_state_dict(weights)
+            model.history = history
+            models.append(model.to(device).eval())
+    except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
+        fail(f"no whole file of this script at {path} ({error!r}): train, without --resume")
     return models, config
 
 
@@ -478,26 +466,19 @@ def evaluate(probabilities, targets):
 
 
 # ----------------------------------------------------------------------------------------- figures
-def save_figure(figure, path):
-    """Write a matplotlib figure as a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write(path, buffer.getvalue())
-
-
-def draw_curves(histories, path):
+def draw_curves(histories):
     """Loss and accuracy by epoch, the mean over folds."""
-    values = np.array(histories).mean(0)  # (epochs, 4)
+    values = np.array(histories).mean(0)  # (epochs, 5)
     figure = matplotlib.figure.Figure((9, 3.4), layout="constrained")
     for i, axis in enumerate(figure.subplots(1, 2)):
         names = ["training, words left out", "out of fold"]
         axis.plot(range(1, len(values) + 1), values[:, [i, i + 2]], marker=".", label=names)
         axis.set(xlabel="epoch", ylabel=("loss, nats", "accuracy")[i])
         axis.legend()
-    save_figure(figure, path)
+    return figure
 
 
-def draw_confusion(confusion, classes, path):
+def draw_confusion(confusion, classes):
     """Out-of-fold counts: true classes down, predicted ones across."""
     figure = matplotlib.figure.Figure((4.5, 4.2), layout="constrained")
     axis = figure.subplots()
@@ -507,21 +488,19 @@ def draw_confusion(confusion, classes, path):
     axis.set_xticks(range(len(classes)), classes)
     axis.set_yticks(range(len(classes)), classes)
     axis.set(xlabel="predicted", ylabel="true", title="out of fold")
-    save_figure(figure, path)
+    return figure
 
 
 @torch.no_grad()
-def draw_attention(model, held, oof, classes, path):
+def draw_attention(model, held, oof, classes):
     """Of the two surest right and the two surest wrong predictions of short texts that the model
     has not seen: the last layer's attention in each head, and what each word gets of it all."""
     sure, guess = oof[held.index].max(1)
-    held = held.assign(sure=sure.tolist(), guess=guess.tolist()).sort_values("sure")[::-1]
-    held = held[held["tokens"].str.len().between(8, 36)]
-    right = held["guess"] == held["target"]
-    rows = pd.concat([held[right].head(2), held[~right].head(2)])
-    figure = matplotlib.figure.Figure((12, 5 * len(rows) + 0.1), layout="constrained")
-    parts = figure.subfigures(max(1, len(rows)), squeeze=False)[:, 0]
-    for part, row in zip(parts, rows.itertuples(), strict=False):
+    rows = held.assign(sure=sure.numpy(), guess=guess.numpy()).sort_values("sure", ascending=False)
+    rows = rows[rows["tokens"].str.len().between(8, 36)]
+    rows = rows.groupby(rows["guess"] == rows["target"]).head(2)
+    figure = matplotlib.figure.Figure((12, 20), layout="constrained")
+    for part, row in zip(figure.subfigures(4), rows.itertuples(), strict=False):
         tokens = encode([row.tokens], model.vocabulary)[0].to(model.position.device)
         _, maps = model(tokens[None], return_attention=True)
         maps = maps[-1][0].cpu().numpy()  # (H, T, T)
@@ -536,10 +515,8 @@ def draw_attention(model, held, oof, classes, path):
         axes["words"].axis("off")
         for i, word in enumerate(row.tokens):
             axes["words"].text(i, 0, word, rotation=90, ha="center", va="center", fontsize=8)
-        part.suptitle(
-            f"true {classes[row.target]}, predicted {classes[row.guess]} ({row.sure:.0%})"
-        )
-    save_figure(figure, path)
+        part.suptitle(f"true {classes[row.target]}, predicted {classes[row.guess]}, {row.sure:.0%}")
+    return figure
 
 
 # -------------------------------------------------------------------------------------------- main
@@ -550,30 +527,26 @@ def main(argv=None):
     train, test, classes = load_news(args)
     words = {word for tokens in [*train["tokens"], *test["tokens"]] for word in tokens}
     known, vectors = load_vectors(args.embeddings, words)
-    # What decides the weights: the options, and the rows and vectors by their bytes.
-    rows = train[["tokens", "target", "fold"]].to_numpy().tolist()
+    # A resumed run has the same options, and rows and vectors of the same bytes.
     numbers = b"" if vectors is None else vectors.numpy().tobytes()
-    digest = hashlib.sha256(repr([classes, known, rows]).encode() + numbers).hexdigest()
-    none = dict.fromkeys(["out", "submission", "device", "resume"])
-    config = {**vars(args), "data": digest, **none}
-    saved = {"config": config, "classes": classes, "vectors": vectors, "folds": [], "seconds": 0.0}
+    digest = hashlib.sha256((train.to_csv() + repr(known)).encode() + numbers).hexdigest()
+    config = {**vars(args), "data": digest, "classes": classes}
+    for name in ("out", "submission", "device", "resume"):
+        del config[name]
+    models = []
     path = args.out / "checkpoint.pt"
     if args.resume and path.exists():
-        saved = load_saved(path)
-        if saved["config"] != config:
+        models, earlier = load_checkpoint(path, args.device)
+        if vars(earlier) != config:
             fail(f"other options, rows or vectors made {path}: leave out --resume")
-    training = time.perf_counter() - saved["seconds"]
-    for k in tqdm(range(len(saved["folds"]), args.folds), unit="fold", disable=None):
-        model, history = train_fold(args, train, k, classes, known, vectors)
-        fold = {"words": [*model.vocabulary], "weights": model.state_dict(), "history": history}
-        saved["folds"].append(fold)
-        saved["seconds"] = time.perf_counter() - training
+    for k in tqdm(range(len(models), args.folds), unit="fold", disable=None):
+        models.append(train_fold(args, train, k, classes, known, vectors)[0])
+        folds = [(model.vocabulary, model.history, model.state_dict()) for model in models]
+        saved = {"config": config, "vectors": vectors, "folds": folds}
         buffer = io.BytesIO()
         torch.save({"transformer": saved}, buffer)
         write(path, buffer.getvalue())
     write(args.out / "model.pt", path.read_bytes())
-
-    models, _ = load_checkpoint(args.out / "model.pt", args.device)
     oof = torch.zeros(len(train), len(classes), dtype=torch.double)
     mean = torch.zeros(len(test), len(classes), dtype=torch.double)
     for k, model in enumerate(models):
@@ -582,30 +555,35 @@ def main(argv=None):
         mean += predict(model, encode(test["tokens"], model.vocabulary)) / len(models)
     submission = pd.DataFrame({"Id": test["id"], "Category": [classes[i] for i in mean.argmax(1)]})
     write(args.submission, submission.to_csv(index=False, lineterminator="\n").encode())
-    metrics = evaluate(oof, train["target"])
+    histories = [model.history for model in models]
+    judged = evaluate(oof, train["target"])
     matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
     matplotlib.rcParams["text.parse_math"] = False  # a $ is a $
-    histories = [fold["history"] for fold in saved["folds"]]
-    draw_curves(histories, args.out / "curves.png")
-    draw_confusion(metrics["confusion"], classes, args.out / "confusion.png")
-    draw_attention(models[0], train[train["fold"] == 0], oof, classes, args.out / "attention.png")
-    metrics.update(
-        history=histories,
-        train_seconds=saved["seconds"],
-        wall_seconds=time.perf_counter() - started,
-        train_rows=len(train),
-        test_rows=len(test),
-        pretrained_words=len(known),
-        config=config,
-        seed=args.seed,
-        device=args.device,
-        versions={"python": sys.version.split()[0], "torch": torch.__version__},
-    )
+    figures = {
+        "curves": draw_curves(histories),
+        "confusion": draw_confusion(judged["confusion"], classes),
+        "attention": draw_attention(models[0], train[train["fold"] == 0], oof, classes),
+    }
+    for name, figure in figures.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=120)
+        write(args.out / f"{name}.png", buffer.getvalue())
+    metrics = {
+        **judged,
+        "history": histories,
+        "train_seconds": np.sum(histories, (0, 1))[4],
+        "wall_seconds": time.perf_counter() - started,
+        "pretrained_words": len(known),
+        "config": config,
+        "seed": args.seed,
+        "device": args.device,
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+    }
     write(args.out / "metrics.json", json.dumps(metrics, indent=1).encode())
     low, high = metrics["oof_accuracy_low"], metrics["oof_accuracy_high"]
     try:
         print(f"out of fold   {metrics['oof_accuracy']:.4f} (95%: {low:.4f} to {high:.4f})")
-        print(f"trained in    {saved['seconds']:.0f} s on {args.device}")
+        print(f"trained in    {metrics['train_seconds']:.0f} s on {args.device}")
         print(f"for Kaggle    {args.submission}; all else in {args.out}", flush=True)
     except (OSError, ValueError):  # what cannot be told must not cost the work its exit status
         sys.stdout = None

