@@ -360,8 +360,9 @@ def log_count_ratios(texts, labels, words, classes):
     for text, label in zip(texts, labels, strict=True):
         counts[:, label] += torch.bincount(text, minlength=words)
     counts[[PAD, UNK]] = 0
-    log_p = ((counts + 0.5) / (counts + 0.5).sum(0)).log()
-    return (log_p - log_p.mean(1, keepdim=True)) * (counts.sum(1, keepdim=True) > 0)
+    seen = counts.sum(1, keepdim=True) > 0  # pretrained words may be of other rows than these
+    log_p = ((counts + 0.5) / ((counts + 0.5) * seen).sum(0)).log()
+    return (log_p - log_p.mean(1, keepdim=True)) * seen
 
 
 # ------------------------------------------------------------------------------- loss and training

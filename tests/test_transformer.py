@@ -103,13 +103,13 @@ def test_text_without_words_is_one_unknown(model):
 
 
 def test_naive_bayes_by_hand(model):
-    """Class 0: words 2, 2, 3; class 1: word 3. With half a count for each of 5 words 2.5 and 1.5 in
-    5.5, 0.5 and 1.5 in 3.5. Logits get the ratios of the words, over the root of their number,
+    """Class 0: words 2, 2, 3; class 1: word 3. With half a count for each of both 2.5 and 1.5 in 4,
+    0.5 and 1.5 in 2. Logits get the ratios of the words, over the root of their number,
     but not in training."""
     texts = [torch.tensor([2, 3, 2, 1]), torch.tensor([3, 0])]
     ratios = T.log_count_ratios(texts, torch.tensor([0, 1]), 5, 2)
-    two = math.log(2.5 / 5.5 / (0.5 / 3.5)) / 2
-    three = math.log(3.5 / 5.5) / 2
+    two = math.log(2.5 / 4 / (0.5 / 2)) / 2
+    three = math.log(1.5 / 4 / (1.5 / 2)) / 2
     expected = torch.tensor([[0, 0], [0, 0], [two, -two], [three, -three], [0, 0]])
     torch.testing.assert_close(ratios, expected)
     tokens = torch.tensor([[4, 4, 6, 9]])
