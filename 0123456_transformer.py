@@ -441,10 +441,10 @@ def load_checkpoint(path, device="cpu"):
             model = TransformerClassifier(config, vocabulary, len(config.classes), saved["vectors"])
             model.load_state_dict(weights)
             model.history = history
-            models.append(model.to(device).eval())
+            models.append(model)
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
         fail(f"no whole file of this script at {path} ({error!r}): train, without --resume")
-    return models, config
+    return [model.to(device).eval() for model in models], config
 
 
 # -------------------------------------------------------------------------------------- evaluation

@@ -183,7 +183,6 @@ def faces_measures(script, model, config, parts, data):
     return figures
 
 
-@torch.no_grad()
 def deletion(data, share=0.2):
     """How often a held-out text's prediction changes when that share of its tokens is taken out:
     those with the most attention in the last layer, mean over heads and tokens, or random ones."""
