@@ -6,7 +6,7 @@
 
 results/vae_mnist/kl1 (kl100, ...) gets metrics.json, model.pt and the pictures curves,
 reconstructions, samples, interpolation and posterior. The course's 12,000 digits: -ELBO 86 nats on
-those held out, after some 10 minutes on one core.
+those held out, after 5 to 10 minutes on one core.
 """
 
 import argparse

@@ -328,10 +328,10 @@ def shown(image, name):
     if name.endswith("posterior"):
         return image.crop((0, 34, 2 * width // 3, height))
     if name.endswith("attention"):
-        parts = [(0, 595), *((603 * i + 480, 603 * i + 600) for i in range(1, 4))]
-        whole = Image.new("RGB", (width, 595 + 3 * 120), "white")
+        parts = [(0, 595), *((603 * i + 480, 603 * i + 590) for i in range(1, 4))]
+        whole = Image.new("RGB", (width, 595 + 3 * 112), "white")
         for i, (top, bottom) in enumerate(parts):
-            whole.paste(image.crop((0, top, width, bottom)), (0, 475 + 120 * i if i else 0))
+            whole.paste(image.crop((0, top, width, bottom)), (0, 483 + 112 * i if i else 0))
         return whole
     return image.crop((0, 34 if name.startswith("vae") else 0, width, height))
 
