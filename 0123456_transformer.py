@@ -152,7 +152,7 @@ def read_table(path, keys):
         table = table[table.fillna("").ne("").any(axis=1)]  # without rows of blanks
         heading = table.iloc[0].str.lower()
     except (ValueError, LookupError, OSError) as error:
-        fail(f"no table in {path} ({error}): name --data, or mend it (UTF-8, quotes doubled)")
+        fail(f"no table in {path} ({error}): name its folder by --data or save it as UTF-8 CSV")
     table.columns = heading.replace({"category": "label", "description": "content"})
     table = table[1:].loc[:, ~table.columns.duplicated()].reset_index(drop=True)
     missing = {*keys, "title", "content"} - {*table}
