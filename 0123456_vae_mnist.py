@@ -43,7 +43,7 @@ from tqdm import tqdm
 NAME = "vae_mnist"
 FILE = "TibetanMNIST.npz"
 LATENT_DIM = 32
-EPOCHS = 33
+EPOCHS = 31
 BATCH_SIZE = 128
 LR = 3e-3
 ROUNDS = 1  # points of the learning curve an epoch
