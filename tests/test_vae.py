@@ -18,7 +18,7 @@ from torch.distributions import Bernoulli, LowRankMultivariateNormal, Normal, kl
 
 DIGITS, FACES = load("vae_mnist"), load("vae_anime")
 SMALL = "--epochs 3 --latent-dim 6 --batch-size 256".split()
-PICTURES = ("curves", "reconstructions", "samples", "interpolation", "posterior")
+PICTURES = "curves reconstructions samples interpolation posterior".split()
 
 
 @pytest.fixture(scope="module", params=["vae_mnist", "vae_anime"])
@@ -107,7 +107,8 @@ def test_later_groups_see_what_was_drawn_for_earlier_ones():
     (one, _), (two, _) = model.encode(x), model.encode(x)
     assert torch.equal(one[:, :4], two[:, :4]) and not torch.allclose(one[:, 4:], two[:, 4:])
     z, mean, _ = model.sample_posterior(x, noise=False)  # what pictures are decoded from
-    assert torch.equal(z, mean) and torch.equal(mean[:, :4], one[:, :4])
+    codes = DIGITS.infer(model, 255 * x.byte())[2]
+    assert torch.equal(z, mean) and torch.allclose(codes, mean.double(), atol=1e-5)
 
 
 def test_iw_nll_is_the_integral():
@@ -355,9 +356,8 @@ def test_run_writes_everything(V, finished):
     config.data = SAMPLE
     _, validation, _ = V.split(V.load_images(config))
     reconstruction, kl, _, _ = V.infer(model, validation)
-    *_, expected, expected_kl = metrics["history"][-1]
-    assert reconstruction.mean().item() == pytest.approx(expected, rel=0.02)
-    assert kl.sum(1).mean().item() == pytest.approx(expected_kl, rel=0.1)
+    found = [reconstruction.mean().item(), kl.sum(1).mean().item()]
+    assert found == pytest.approx(metrics["history"][-1][2:], rel=0.03)
 
 
 def test_eval_only_makes_the_same_again(V, finished, tmp_path):
