@@ -48,6 +48,7 @@ EPOCHS = 6
 BATCH_SIZE = 64
 LR = 1e-3
 ROUNDS = 3  # points of the learning curve an epoch
+CLIP = 1000  # norm of the gradient above which it is scaled: with lambda = 100 it starts at 1e9
 KL_WARM_UP = 0.001  # share of training over which the KL term grows to its weight: at once
 PIXELS = 3 * 64 * 64
 
@@ -336,7 +337,7 @@ def train_round(args, model, optimizer, images, done):
         loss = reconstruction + args.kl_weight * min(1, progress / KL_WARM_UP) * kl
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1000)  # with lambda = 100 it starts at 1e9
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         total += torch.stack([reconstruction, kl]).detach()
     return (total / len(batches)).tolist()

@@ -47,6 +47,7 @@ EPOCHS = 31
 BATCH_SIZE = 128
 LR = 3e-3
 ROUNDS = 1  # points of the learning curve an epoch
+CLIP = 100  # norm of the gradient above which it is scaled: with lambda = 0 means fly off at first
 KL_WARM_UP = 0.3  # share of training over which the KL term grows to its weight
 
 
@@ -322,7 +323,7 @@ def train_round(args, model, optimizer, images, done):
         loss = reconstruction + args.kl_weight * min(1, progress / KL_WARM_UP) * kl
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1000)  # with lambda = 100 it starts at 1e9
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         total += torch.stack([reconstruction, kl]).detach()
     return (total / len(batches)).tolist()
