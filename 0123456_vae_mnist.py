@@ -47,7 +47,7 @@ EPOCHS = 31
 BATCH_SIZE = 128
 LR = 3e-3
 ROUNDS = 1  # points of the learning curve an epoch
-CLIP = 100  # norm of the gradient above which it is scaled: with lambda = 0 means fly off at first
+CLIP = 100  # norm of the gradient above which it is scaled down
 KL_WARM_UP = 0.3  # share of training over which the KL term grows to its weight
 
 
