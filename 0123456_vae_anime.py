@@ -48,9 +48,7 @@ EPOCHS = 6
 BATCH_SIZE = 64
 LR = 1e-3
 ROUNDS = 3  # points of the learning curve an epoch
-CLIP = (
-    1000  # norm of the gradient above which it is scaled down: with lambda = 100 it starts at 1e9
-)
+CLIP = 1000  # norm above which a gradient is scaled down; with lambda = 100 the first is 3e9
 KL_WARM_UP = 0.001  # share of training over which the KL term grows to its weight: at once
 PIXELS = 3 * 64 * 64
 

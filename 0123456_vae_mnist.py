@@ -47,7 +47,7 @@ EPOCHS = 31
 BATCH_SIZE = 128
 LR = 3e-3
 ROUNDS = 1  # points of the learning curve an epoch
-CLIP = 100  # norm of the gradient above which it is scaled down
+CLIP = 100  # norm above which a gradient is scaled down
 KL_WARM_UP = 0.3  # share of training over which the KL term grows to its weight
 
 
