@@ -402,7 +402,7 @@ def train_epoch(model, optimizer, scheduler, texts, labels, args):
 
 
 def train_fold(args, train, fold, classes, known, vectors):
-    """The model of the rows outside `fold` and its history, of each epoch: training loss and
+    """The model of the rows outside `fold`; its `history` has of each epoch training loss and
     accuracy, held-out loss and accuracy (which choose nothing), seconds."""
     torch.manual_seed(1000 * args.seed + fold)
     inside = train[train["fold"] != fold]
@@ -426,7 +426,7 @@ def train_fold(args, train, fold, classes, known, vectors):
         judged = evaluate(predict(model, encode(held["tokens"], vocabulary)), held["target"])
         figures += [judged["oof_loss_nats"], judged["oof_accuracy"]]
         model.history.append([*figures, time.perf_counter() - started])
-    return model, model.history
+    return model
 
 
 def load_checkpoint(path, device="cpu"):
@@ -541,7 +541,7 @@ def main(argv=None):
         if vars(earlier) != config:
             fail(f"other options, rows or vectors made {path}: leave out --resume")
     for k in tqdm(range(len(models), args.folds), unit="fold", disable=None):
-        models.append(train_fold(args, train, k, classes, known, vectors)[0])
+        models.append(train_fold(args, train, k, classes, known, vectors))
         folds = [(model.vocabulary, model.history, model.state_dict()) for model in models]
         saved = {"config": config, "vectors": vectors, "folds": folds}
         buffer = io.BytesIO()

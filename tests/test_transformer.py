@@ -255,12 +255,12 @@ def test_held_out_rows_teach_nothing(folder):
     held = spoilt["fold"] == 1
     spoilt["tokens"] = train["tokens"].mask(held, [["leak"] * 3] * len(train))
     spoilt.loc[held, "target"] = 0
-    one, first = T.train_fold(args, train, 1, classes, [], None)
-    two, second = T.train_fold(args, spoilt, 1, classes, [], None)
+    one = T.train_fold(args, train, 1, classes, [], None)
+    two = T.train_fold(args, spoilt, 1, classes, [], None)
     assert "leak" not in two.vocabulary and one.vocabulary == two.vocabulary
     for name, weight in one.state_dict().items():
         assert torch.equal(weight, two.state_dict()[name]), name
-    assert first[0][:2] == second[0][:2] and first[0][2:] != second[0][2:]
+    assert one.history[0][:2] == two.history[0][:2] and one.history[0][2] != two.history[0][2]
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cos"])
