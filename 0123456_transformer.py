@@ -402,8 +402,8 @@ def train_epoch(model, optimizer, scheduler, texts, labels, args):
 
 
 def train_fold(args, train, fold, classes, known, vectors):
-    """The model of the rows outside `fold`; its `history` has of each epoch training loss and
-    accuracy, held-out loss and accuracy (which choose nothing), seconds."""
+    """The model of the rows outside `fold`; the out-of-fold figures in its `history`, a dict an
+    epoch, choose nothing."""
     torch.manual_seed(1000 * args.seed + fold)
     inside = train[train["fold"] != fold]
     held = train[train["fold"] == fold]
@@ -420,12 +420,18 @@ def train_fold(args, train, fold, classes, known, vectors):
     model.history = []
     for epoch in range(args.epochs):
         started = time.perf_counter()
-        figures = train_epoch(model, optimizer, scheduler, texts, labels, args)
-        if not math.isfinite(figures[0]):
+        loss, accuracy = train_epoch(model, optimizer, scheduler, texts, labels, args)
+        if not math.isfinite(loss):
             fail(f"the loss is not finite in epoch {epoch + 1}: take a smaller --lr")
         judged = evaluate(predict(model, encode(held["tokens"], vocabulary)), held["target"])
-        figures += [judged["oof_loss_nats"], judged["oof_accuracy"]]
-        model.history.append([*figures, time.perf_counter() - started])
+        point = {
+            "loss_nats": loss,
+            "accuracy": accuracy,
+            "oof_loss_nats": judged["oof_loss_nats"],
+            "oof_accuracy": judged["oof_accuracy"],
+            "seconds": time.perf_counter() - started,
+        }
+        model.history.append(point)
     return model
 
 
@@ -443,7 +449,7 @@ def load_checkpoint(path, device="cpu"):
             model.history = history
             models.append(model)
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        fail(f"no whole file of this script at {path} ({error!r}): train, without --resume")
+        fail(f"cannot load {path} ({error!r}): name another --out or train without --resume")
     return [model.to(device).eval() for model in models], config
 
 
@@ -469,12 +475,12 @@ def evaluate(probabilities, targets):
 # ----------------------------------------------------------------------------------------- figures
 def draw_curves(histories):
     """Loss and accuracy by epoch, the mean over folds."""
-    values = np.array(histories).mean(0)  # (epochs, 5)
+    table = pd.concat([pd.DataFrame(history) for history in histories]).groupby(level=0).mean()
     figure = matplotlib.figure.Figure((9, 3.4), layout="constrained")
-    for i, axis in enumerate(figure.subplots(1, 2)):
-        names = ["training, words left out", "out of fold"]
-        axis.plot(range(1, len(values) + 1), values[:, [i, i + 2]], marker=".", label=names)
-        axis.set(xlabel="epoch", ylabel=("loss, nats", "accuracy")[i])
+    for axis, name in zip(figure.subplots(1, 2), ("loss_nats", "accuracy"), strict=True):
+        axis.plot(table.index + 1, table[name], marker=".", label="training, words left out")
+        axis.plot(table.index + 1, table[f"oof_{name}"], marker=".", label="out of fold")
+        axis.set(xlabel="epoch", ylabel=name.replace("_", ", "))
         axis.legend()
     return figure
 
@@ -572,7 +578,7 @@ def main(argv=None):
     metrics = {
         **judged,
         "history": histories,
-        "train_seconds": np.sum(histories, (0, 1))[4],
+        "train_seconds": sum(point["seconds"] for history in histories for point in history),
         "wall_seconds": time.perf_counter() - started,
         "pretrained_words": len(known),
         "config": config,

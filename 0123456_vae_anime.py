@@ -125,7 +125,7 @@ def load_saved(path):
             raise ValueError("damaged")
         return torch.load(path, map_location="cpu", weights_only=True)[NAME]
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        fail(f"no whole file of this script at {path} ({error!r}): train, without --resume")
+        fail(f"cannot load {path} ({error!r}): name another --out or train without --resume")
 
 
 # -------------------------------------------------------------------------------------------- data
@@ -366,9 +366,15 @@ def train(args, images, validation):
         torch.manual_seed(10**6 * args.seed + done)  # resumed, it draws the same
         terms = train_round(args, model, optimizer, images, done)
         reconstruction, kl, _, _ = infer(model, validation)
-        saved["history"].append([*terms, reconstruction.mean().item(), kl.sum(1).mean().item()])
-        if not math.isfinite(sum(saved["history"][-1])):
+        point = {
+            "reconstruction_nats": terms[0],
+            "kl_nats": terms[1],
+            "validation_reconstruction_nats": reconstruction.mean().item(),
+            "validation_kl_nats": kl.sum(1).mean().item(),
+        }
+        if not math.isfinite(sum(point.values())):
             fail(f"the loss is not finite in round {done + 1}: take a smaller --lr")
+        saved["history"].append(point)
         saved["seconds"] = time.perf_counter() - started
         saved.update(weights=model.state_dict(), optimizer=optimizer.state_dict())
         buffer = io.BytesIO()
@@ -493,7 +499,8 @@ def main(argv=None):
     z = (1 - share) * mean[:16:2, None] + share * mean[1:16:2, None]  # (8, 6, Z)
     decoded = decode_pictures(model, z.flatten(0, 1)).unflatten(0, (8, 6))
     rows = torch.cat([x[:16:2, None], decoded, x[1:16:2, None]], 1).flatten(0, 1)
-    rates, costs = torch.tensor(saved["history"]).view(-1, 2, 2).unbind(2)  # (rounds, 2)
+    history = torch.tensor([[*point.values()] for point in saved["history"]]).view(-1, 2, 2)
+    rates, costs = history.unbind(2)  # (rounds, 2), of training and validation
     objective = rates + config.kl_weight * costs
     pictures = {
         "curves": {"reconstruction + lambda KL": objective, "reconstruction": rates, "KL": costs},

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "report"))
-from experiments import load_script
+from experiments import load_script, source
 
 
 def alternate(*calls, rounds=15):
@@ -94,9 +94,9 @@ def digits(data):
             self.encoder = nn.Sequential(*layers)
             self.decoder = nn.Sequential(nn.Linear(latent_dim, 400), nn.ReLU(), nn.Linear(400, 784))
 
-        def sample_posterior(self, x):
+        def sample_posterior(self, x, noise=True):
             mean, logvar = self.encoder(x).chunk(2, 1)
-            return self.reparameterize(mean, logvar), mean, logvar
+            return self.reparameterize(mean, logvar) if noise else mean, mean, logvar
 
         def decode(self, z):
             return self.decoder(z).view(-1, 1, 28, 28)
@@ -104,15 +104,16 @@ def digits(data):
     figures = {}
     for name, options in (("ours", ""), ("rivals", "--latent-dim 20 --epochs 60 --lr 1e-3")):
         with tempfile.TemporaryDirectory() as out:
-            args = script.parse_args([*options.split(), "--data", str(data), "--out", out])
-            script.train(args, *script.split(script.load_images(args))[:2])
-            saved = script.load_saved(Path(out, "model.pt"))
-        losses = np.array(saved["history"])[:, 2:].sum(1)
-        figures[name] = {"best_nats": losses.min()}
+            metrics = script.main([*options.split(), "--data", str(data), "--out", out])
+        losses = np.array([[*point.values()][2:] for point in metrics["history"]]).sum(1)
+        figures[name] = {unit: metrics[unit] for unit in metrics if unit.endswith("nats")}
+        del figures[name]["kl_per_dimension_nats"]
         for goal in (114.5, 100):
             epochs = 1 + int((losses > goal).sum())  # it falls nearly always
             if epochs <= len(losses):
-                figures[name][f"seconds_to_{goal:g}"] = epochs / len(losses) * saved["seconds"]
+                figures[name][f"seconds_to_{goal:g}"] = (
+                    epochs / len(losses) * metrics["train_seconds"]
+                )
         script.VAE, script.KL_WARM_UP = Rival, 1e-9
         script.training_input = lambda images, progress: script.to_float(images)
         script.learning_rate = lambda progress, peak: peak
@@ -168,10 +169,11 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder of the course's files")
     parser.add_argument("parts", nargs="*", help=f"which to measure (default: all of {[*parts]})")
     args = parser.parse_args()
+    made_by = source()
     path = ROOT / "report" / "results" / "speed.json"
     figures = json.loads(path.read_text()) if path.exists() else {}
     for name in args.parts or parts:
-        figures[name] = parts[name](args.data)
+        figures[name] = parts[name](args.data) | made_by
         print(name, json.dumps(figures[name], indent=1))
         path.write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -4,7 +4,7 @@
     python report/experiments.py --data DIR vae_mnist_kl0   some results, by their names
 
 Each leaves report/results/NAME.json and pictures in report/figures; a run stays in
-results/report/NAME. Frozen, no command makes them: ablations, rewrite, tried, trade and mlp_vae.
+results/report/NAME. Frozen, no command makes them: ablations, rewrite, tried and trade.
 """
 
 import argparse
@@ -41,6 +41,8 @@ RUNS = {  # name: options of the script that its name begins with
     **{f"vae_anime_kl{weight}": f"--kl-weight {weight}" for weight in (0, 1, 100)},
     "vae_anime_random": "",
     "vae_anime_random_kl0": "--kl-weight 0",
+    **{f"vae_anime_kl0_epochs{n}": f"--kl-weight 0 --epochs {n}" for n in (1, 3)},
+    **{f"vae_anime_random_kl0_epochs{n}": f"--kl-weight 0 --epochs {n}" for n in (1, 3)},
 }
 
 
@@ -50,6 +52,18 @@ def load_script(name):
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     return script
+
+
+def source():
+    """The commit of the scripts, which must be as it has them, and the machine."""
+    scripts = ["--", *map(str, ROOT.glob("0123456_*.py"))]
+    if subprocess.check_output(["git", "status", "--porcelain", *scripts], cwd=ROOT):
+        sys.exit("the scripts have changes that are not committed: results would be of no commit")
+    log = ["git", "log", "-1", "--format=%H", *scripts]
+    commit = subprocess.check_output(log, cwd=ROOT, text=True).strip()
+    cpuinfo = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    names = [*re.findall("model name.*: (.*)", cpuinfo), platform.processor()]
+    return {"commit": commit, "machine": {"processor": names[0], "cores": os.cpu_count()}}
 
 
 def run(name, data):
@@ -70,7 +84,7 @@ def run(name, data):
     out = ROOT / "results" / "report" / name
     if not (out / "metrics.json").exists():
         script.main([*RUNS[name].split(), "--data", str(data), "--out", str(out)])
-    if name == kind or name.startswith("vae"):
+    if name == kind or (name.startswith("vae") and "epochs" not in name):
         for path in out.glob("samples.png" if "random" in name else "*.png"):
             shutil.copy(path, FIGURES / f"{name}_{path.name}")
     metrics = json.loads((out / "metrics.json").read_text())
@@ -112,24 +126,21 @@ def digits_measures(script, model, config, parts, data):
     with torch.enable_grad():
         judge = train_judge(train, script.split(labels)[0])
     codes = script.infer(model, parts[0])[2]
-    mixtures = torch.cat([script.sample_mixture(codes, 2000) for _ in range(5)])
     pictures = {
         "real": test,
         "reconstructions": script.decode_pictures(model, script.infer(model, parts[2])[2]),
         "prior": script.decode_pictures(model, torch.randn(10_000, config.latent_dim)),
-        "mixture": script.decode_pictures(model, mixtures),
+        "mixture": script.decode_pictures(model, script.sample_mixture(codes, 10_000)),
     }
     entropy = F.binary_cross_entropy(train.mean(0), test.mean(0), reduction="sum").item()
-    figures = {"test_pixel_cross_entropy_nats": entropy}
-    for name, x in pictures.items():
-        figures[f"legible_{name}"] = (judge(x).softmax(1).amax(1) > 0.9).float().mean().item()
-    return figures
+    sure = {name: judge(x).softmax(1).amax(1) > 0.9 for name, x in pictures.items()}
+    legible = {f"legible_{name}": share.float().mean().item() for name, share in sure.items()}
+    return {"test_pixel_cross_entropy_nats": entropy, **legible}
 
 
 def sliced_wasserstein(one, two, patches=32, projections=128):
-    """Distance x 1000 of two sets of as many images (N, 3, 64, 64), mean over 64, 32 and 16 pixels:
-    of normalized 7 x 7 patches of a Laplacian pyramid along random directions (Karras et al. 2018,
-    section 5; Burt and Adelson 1983)."""
+    """Distance x 1000 of two sets of as many images (N, 3, 64, 64), mean over 64, 32 and 16 pixels,
+    of patches of a Laplacian pyramid along random directions (Karras et al. 2018, section 5)."""
     kernel = torch.tensor([1.0, 4, 6, 4, 1]) / 16
     kernel = kernel.outer(kernel).expand(3, 1, 5, 5)
 
@@ -163,29 +174,27 @@ def faces_measures(script, model, config, parts, data):
     """Sliced Wasserstein distances to the test faces; eigenvalues of the codes' covariance; how
     many principal components have more variance than lambda sigma^2."""
     train, _, test = parts
-    n = len(test)
     _, _, codes, logvar = script.infer(model, train[:10_000])
     real = script.to_float(test)
-    figures = {"swd_real": sliced_wasserstein(script.to_float(train[:n]), real)}
+    figures = {"swd_real": sliced_wasserstein(script.to_float(train[: len(test)]), real)}
     for name, z in {
         "reconstructions": script.infer(model, test)[2],
-        "prior": torch.randn(n, config.latent_dim),
-        "mixture": script.sample_mixture(codes, n),
+        "prior": torch.randn(len(test), config.latent_dim),
+        "mixture": script.sample_mixture(codes, len(test)),
     }.items():
-        pictures = torch.cat([script.decode_pictures(model, part) for part in z.split(500)])
-        figures[f"swd_{name}"] = sliced_wasserstein(pictures, real)
+        figures[f"swd_{name}"] = sliced_wasserstein(script.decode_pictures(model, z), real)
     eigenvalues = torch.linalg.eigvalsh(model.reparameterize(codes, logvar).T.cov())
     figures["code_eigenvalues_least_greatest"] = eigenvalues[[0, -1]].tolist()
     x = script.to_float(train[:10_000]).flatten(1)
     spectrum = torch.pca_lowrank(x, config.latent_dim + 32)[1].square() / len(x)
-    above = spectrum > config.kl_weight * model.log_sigma.exp().item() ** 2
-    figures["components_above_lambda_variance"] = int(above[: config.latent_dim].sum())
+    above = spectrum[: config.latent_dim] > config.kl_weight * (2 * model.log_sigma).exp()
+    figures["components_above_lambda_variance"] = int(above.sum())
     return figures
 
 
 def deletion(data, share=0.2):
-    """How often a held-out text's prediction changes when that share of its tokens is taken out:
-    those with the most attention in the last layer, mean over heads and tokens, or random ones."""
+    """How often a held-out text's prediction changes without that share of its tokens: those with
+    the most attention in the last layer, mean over heads and tokens, or random ones."""
     script = load_script("transformer")
     run("transformer", data)  # if it has not been run
     models, config = script.load_checkpoint(ROOT / "results/report/transformer/model.pt")
@@ -213,8 +222,8 @@ def tokenizers(data):
     script = load_script("transformer")
     result = {}
     for name, min_count in [*((name, 2) for name in script.TOKENIZERS), ("wordpunct", 1)]:
-        args = script.parse_args(["--data", str(data), "--tokenizer", name])
-        train, test, _ = script.load_news(args)
+        options = ["--data", str(data), "--tokenizer", name]
+        train, test, _ = script.load_news(script.parse_args(options))
         texts, held = train["tokens"], train["fold"] == 0
         known, _ = script.load_vectors("auto", {*texts.explode(), *test["tokens"].explode()})
         row = {"words": texts.explode().nunique(), "example": texts[6][:11]}  # of a telling row
@@ -234,8 +243,7 @@ def rivals(data):
     split = {"token_pattern": r"\S+", "lowercase": False}
     accuracies = {"naive_bayes": [], "tf_idf_vectors": []}
     for seed in range(3):
-        args = script.parse_args(["--data", str(data), "--seed", str(seed)])
-        train, _, _ = script.load_news(args)
+        train = script.load_news(script.parse_args(["--data", str(data), "--seed", str(seed)]))[0]
         known, table = script.load_vectors("auto", set(train["tokens"].explode()))
         vectors = make_pipeline(
             TfidfVectorizer(**split, vocabulary=known, norm="l1"),
@@ -259,19 +267,12 @@ def main():
     parser.add_argument("--data", required=True, help="folder of the course's real files")
     parser.add_argument("names", nargs="*", help="which results to make (default: all)")
     args = parser.parse_args()
-    scripts = ["--", *map(str, ROOT.glob("0123456_*.py"))]
-    if subprocess.check_output(["git", "status", "--porcelain", *scripts], cwd=ROOT):
-        sys.exit("the scripts have changes that are not committed: results would be of no commit")
-    log = ["git", "log", "-1", "--format=%H", *scripts]
-    commit = subprocess.check_output(log, cwd=ROOT, text=True).strip()
-    cpuinfo = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-    names = [*re.findall("model name.*: (.*)", cpuinfo), platform.processor()]
-    source = {"commit": commit, "machine": {"processor": names[0], "cores": os.cpu_count()}}
+    made_by = source()
     for name in args.names or [*RUNS, *others]:
         path = RESULTS / f"{name}.json"
         if not path.exists():
             result = run(name, args.data) if name in RUNS else others[name](args.data)
-            path.write_text(json.dumps(result | source, indent=1))
+            path.write_text(json.dumps(result | made_by, indent=1))
             print(f"{name}: {path.relative_to(ROOT)}", flush=True)
 
 

@@ -19,7 +19,7 @@ SCRIPTS = sorted(ROOT.glob("0123456_*.py"))
 ALLOWED = {"torch", "numpy", "pandas", "nltk", "matplotlib", "PIL", "tqdm"}
 SECTIONS = ["arguments", "helpers", "data", "model", "loss and training", "evaluation", "figures"]
 # Ceilings of lines: what there is; DESIGN's aim is 430 and 400.
-CEILINGS = {"transformer": 595, "vae_mnist": 509, "vae_anime": 523}
+CEILINGS = {"transformer": 601, "vae_mnist": 516, "vae_anime": 530}
 TINY = {
     "transformer": "--d-model 8 --nhead 2 --d-hid 8 --folds 2 --embeddings none",
     "vae_mnist": "--latent-dim 4",
