@@ -145,9 +145,12 @@ def read_table(path, keys):
     rules = {"header": None, "dtype": str, "keep_default_na": False, "skipinitialspace": True}
     try:
         text = path.read_text(encoding="utf-8-sig").lstrip("\ufeff \r\n")
-        separator = max(",;\t", key=text.partition("\n")[0].count)
-        # This engine refuses a row longer than the first, and a lone quote, which swallows rows.
-        table = pd.read_csv(io.StringIO(text), sep=separator, engine="python", **rules)
+        rules["sep"] = max(",;\t", key=text.partition("\n")[0].count)
+        rules["engine"] = "python"  # refuses a row too long, and a lone quote, which swallows rows
+        try:
+            table = pd.read_csv(io.StringIO(text), **rules)
+        except pd.errors.ParserError:  # perhaps a quote within quotes is \"
+            table = pd.read_csv(io.StringIO(text), escapechar="\\", **rules)
         table = table.map(str.strip, na_action="ignore")
         table = table[table.fillna("").ne("").any(axis=1)]  # without rows of blanks
         heading = table.iloc[0].str.lower()

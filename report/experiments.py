@@ -37,8 +37,8 @@ RUNS = {  # name: options of the script that its name begins with
     "transformer": "",
     **{f"transformer_seed{seed}": f"--seed {seed}" for seed in range(1, 5)},
     **{f"transformer_scratch{seed}": f"--embeddings none --seed {seed}" for seed in range(3)},
-    **{f"vae_mnist_kl{weight}": f"--kl-weight {weight}" for weight in (0, 1, 100)},
-    **{f"vae_anime_kl{weight}": f"--kl-weight {weight}" for weight in (0, 1, 100)},
+    **{f"vae_{k}_kl{w}": f"--kl-weight {w}" for k in ("mnist", "anime") for w in (0, 1, 100)},
+    **{f"vae_{k}_kl1_seed{n}": f"--seed {n}" for k in ("mnist", "anime") for n in (1, 2)},
     "vae_anime_random": "",
     "vae_anime_random_kl0": "--kl-weight 0",
     **{f"vae_anime_kl0_epochs{n}": f"--kl-weight 0 --epochs {n}" for n in (1, 3)},
@@ -84,7 +84,7 @@ def run(name, data):
     out = ROOT / "results" / "report" / name
     if not (out / "metrics.json").exists():
         script.main([*RUNS[name].split(), "--data", str(data), "--out", str(out)])
-    if name == kind or (name.startswith("vae") and "epochs" not in name):
+    if re.search("transformer$|_random$|_kl[0-9]+$", name):
         for path in out.glob("samples.png" if "random" in name else "*.png"):
             shutil.copy(path, FIGURES / f"{name}_{path.name}")
     metrics = json.loads((out / "metrics.json").read_text())

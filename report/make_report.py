@@ -192,7 +192,11 @@ def vae_summary(results):
     random = {
         weight: results[f"vae_anime_random{'_kl0' if weight == 0 else ''}"] for weight in (0, 1)
     }
-    rival = results["mlp_vae"]
+    rival = results["speed"]["digits"]["rivals"]
+    seeds = {
+        kind: [results[f"{kind}_kl1{end}"] for end in ("", "_seed1", "_seed2")]
+        for kind in ("vae_mnist", "vae_anime")
+    }
     nats = ("negative_elbo_nats", "reconstruction_nats", "kl_nats", "iw_nll_nats")
     summary = {}
     for weight, run in digits.items():
@@ -253,6 +257,23 @@ def vae_summary(results):
             for name, run in names.items()
         ],
         "swd_real": fixed(faces[1]["swd_real"], 1),
+        "seeds": {
+            "elbo": spread([run["negative_elbo_nats"] for run in seeds["vae_mnist"]], 2),
+            "prior": spread([100 * run["legible_prior"] for run in seeds["vae_mnist"]], 1),
+            "mixture": spread([100 * run["legible_mixture"] for run in seeds["vae_mnist"]], 1),
+            "bits": spread([run["bits_per_dim"] for run in seeds["vae_anime"]], 3),
+            "psnr": spread([run["psnr_db"] for run in seeds["vae_anime"]], 2),
+            "ratio": spread(
+                [run["swd_prior"] / run["swd_reconstructions"] for run in seeds["vae_anime"]], 2
+            ),
+        },
+        "epochs": {
+            start: [
+                fixed(results[f"vae_anime_{start}kl0{end}"]["swd_prior"], 1)
+                for end in ("_epochs1", "_epochs3", "")
+            ]
+            for start in ("", "random_")
+        },
         "test_digits": fixed(digits[1]["test_images"]),
         "test_faces": fixed(faces[1]["test_images"]),
         "saves": percent(1 - math.exp(-200 / PIXELS)),
@@ -294,7 +315,11 @@ def summary():
         ],
         "machine": {name: str(value) for name, value in results["transformer"]["machine"].items()},
         "versions": results["transformer"]["versions"],
-        "encoder": [fixed(figures["ratio"], 2) for figures in speed["encoder"].values()],
+        "encoder": [
+            fixed(figures["ratio"], 2)
+            for name, figures in speed["encoder"].items()
+            if name.startswith("batch")
+        ],
         "tokens": fixed(speed["run"]["ratio"], 1),
     }
 

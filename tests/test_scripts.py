@@ -18,13 +18,9 @@ from conftest import ROOT, SAMPLE, error_of, load
 SCRIPTS = sorted(ROOT.glob("0123456_*.py"))
 ALLOWED = {"torch", "numpy", "pandas", "nltk", "matplotlib", "PIL", "tqdm"}
 SECTIONS = ["arguments", "helpers", "data", "model", "loss and training", "evaluation", "figures"]
-# Ceilings of lines: what there is; DESIGN's aim is 430 and 400.
-CEILINGS = {"transformer": 601, "vae_mnist": 516, "vae_anime": 530}
-TINY = {
-    "transformer": "--d-model 8 --nhead 2 --d-hid 8 --folds 2 --embeddings none",
-    "vae_mnist": "--latent-dim 4",
-    "vae_anime": "--latent-dim 4",
-}
+CEILINGS = {"transformer": 604, "vae_mnist": 516, "vae_anime": 530}  # the aim: 430, 400, 400
+TINY = {"transformer": "--d-model 8 --nhead 2 --d-hid 8 --folds 2 --embeddings none"}
+TINY |= dict.fromkeys(["vae_mnist", "vae_anime"], "--latent-dim 4")
 
 each = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 

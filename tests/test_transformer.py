@@ -150,6 +150,8 @@ def test_cells_are_what_they_are(folder):
     train, _, classes = T.load_news(args_of(folder))
     assert classes == ["Sci, Tech", "World"] and train["tokens"][0] == ["na", "none"]
     assert train["tokens"][2] == []
+    (folder / "train.csv").write_text(TABLE.replace("text 9\n", '"a \\"b\\", c"\n'))
+    assert T.read_table(folder / "train.csv", ["id"])["content"][8] == 'a "b", c'
     (folder / "train.csv").write_text(TABLE.replace(",1,", ",1.0,").replace(",2,", ",10.0,"))
     assert T.load_news(args_of(folder))[2] == ["1", "10", "3", "4"]  # as before a float had them
 
