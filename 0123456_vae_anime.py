@@ -1,12 +1,12 @@
 """Train a variational autoencoder with a Gaussian decoder on anime faces (64 x 64 RGB).
 
-    python 0123456_vae_anime.py                    anime-faces.zip lies in data/ beside it
+    python 0123456_vae_anime.py                    anime-faces.zip in data/, beside the script
     python 0123456_vae_anime.py --data DIR         the folder where it lies
     python 0123456_vae_anime.py --kl-weight 100    lambda, the weight of the KL term: 0, 1, 100...
 
-results/vae_anime/kl1 (kl100, ...) gets metrics.json, model.pt and the pictures curves,
-reconstructions, samples, interpolation and posterior. The course's 21,551 faces: 6.6 bits a
-dimension and 21 dB on those held out, after 5 to 10 minutes on one core.
+results/vae_anime/kl1 (kl100, ...) gets metrics.json, model.pt, and as .png curves, reconstructions,
+samples, interpolation and posterior. The course's 21,551 faces: 6.6 bits a dimension and 21 dB on
+those held out, after 5 to 10 minutes on one core; --resume goes on if it was stopped.
 """
 
 import argparse
@@ -29,10 +29,10 @@ def stop(signum, frame):
     os._exit(130)  # not an exception, which the import of a library may swallow
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "IPython" not in sys.modules:  # a notebook has its own Ctrl-C
     signal.signal(signal.SIGINT, stop)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # a service has none
-os.environ["MPLBACKEND"] = "agg"  # a notebook's setting, inherited, would stop the import
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's setting, inherited, would stop the import
 
 import matplotlib.figure
 import numpy as np
@@ -48,8 +48,8 @@ EPOCHS = 6
 BATCH_SIZE = 64
 LR = 1e-3
 ROUNDS = 3  # points of the learning curve an epoch
-CLIP = 1000  # norm above which a gradient is scaled down; with lambda = 100 the first is 3e9
-KL_WARM_UP = 0.001  # share of training over which the KL term grows to its weight: at once
+CLIP = 1000  # norm above which a gradient is scaled down
+KL_WARM_UP = 0.001  # share of training over which the KL term grows to its weight: two steps
 PIXELS = 3 * 64 * 64
 
 
@@ -59,7 +59,7 @@ def between(kind, low, high):
 
     def number(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not from {low:g} to {high:g}")
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
         return kind(text)
 
     return number
@@ -102,7 +102,7 @@ def parse_args(argv=None):
 # ----------------------------------------------------------------------------------------- helpers
 def fail(message):
     """End with status 2 and one line, `error: WHAT: WHAT TO DO`."""
-    print("error:", *message.split(), file=sys.stderr)
+    print("error:", message.replace("\n", " "), file=sys.stderr)
     sys.exit(2)
 
 
@@ -115,17 +115,7 @@ def write(path, data):
             part.write_bytes(data)
             os.replace(part, path)
     except OSError as error:
-        fail(f"cannot write {path} ({error.strerror}): make room or name another --out")
-
-
-def load_saved(path):
-    """What this script saved at `path`, on the CPU; runs no code from it."""
-    try:
-        if zipfile.ZipFile(path).testzip():  # torch itself looks at no checksum
-            raise ValueError("damaged")
-        return torch.load(path, map_location="cpu", weights_only=True)[NAME]
-    except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        fail(f"cannot load {path} ({error!r}): name another --out or train without --resume")
+        fail(f"cannot write {path} ({error.strerror}): make room or name another place")
 
 
 # -------------------------------------------------------------------------------------------- data
@@ -136,7 +126,7 @@ def read_image(file):
     if image.mode[0] in "IF":  # more than 8 bits a pixel
         values = np.asarray(image, np.float64)
         tops = (65535,) if "16" in image.mode else (1, 255, 65535, 2**32)
-        white = next(top for top in tops if values.max() <= top)
+        white = next(top for top in tops if values.max() <= 1.1 * top)  # resizing overshoots
         image = Image.fromarray((values * (255 / white)).clip(0, 255).astype(np.uint8))
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -152,8 +142,10 @@ def load_images(args):
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # zipfile raises a dozen kinds for damaged files, as does Pillow
-        fail(f"no zip that can be read at {path} ({error}): name the file's folder by --data")
+        fail(f"no zip can be read at {path} ({error}): name the file's folder by --data")
     members = [m for m in archive.infolist() if not m.is_dir() and "/._" not in f"/{m.filename}"]
+    # Once, though a copy of it may lie in a nested folder.
+    members = [*{(Path(m.filename).name, m.CRC): m for m in members}.values()]
     if args.dry_run:
         members = members[:700]
     for member in tqdm(members, "reading faces", disable=None):
@@ -162,25 +154,25 @@ def load_images(args):
         except Exception as error:
             passed_over.append(f"{member.filename}: {error!r}")
     if len(images) < 640:
-        fail(f"{len(images)} pictures in {path}, left out: {passed_over[:1]}: 640 are needed")
+        fail(f"{len(images)} pictures in {path}, 640 are needed; left out: {passed_over[:1]}")
     if passed_over:
         print(f"notice: left out: {len(passed_over)}, such as {passed_over[0]}", file=sys.stderr)
     return torch.stack(images)
 
 
-def to_float(images):
+def model_input(images):
     """What the model sees of uint8 images: values in [0, 1]."""
     return images / 255
 
 
 def training_input(images, progress):
     """x of training images: as they are, for faces look to one side more than to the other."""
-    return to_float(images)
+    return model_input(images)
 
 
 # ------------------------------------------------------------------------------------------- model
-# Adam moves all weights alike: with inputs SLOW times smaller and weights SLOW times larger a layer
-# learns SLOW times slower.
+# Adam's steps have one size whatever the gradient: with inputs SLOW times smaller and weights SLOW
+# times larger a layer learns SLOW times slower, so that it keeps to its good start.
 SLOW = 32
 
 
@@ -242,7 +234,7 @@ class VAE(nn.Module):
         return z, mean, logvar
 
     def decode(self, z):
-        """z (B, Z) -> the Gaussian's mean (B, 3, 64, 64), outside training held in [0, 1]."""
+        """z (B, Z) -> the Gaussian's mean (B, 3, 64, 64), in eval mode held in [0, 1]."""
         linear = self.average + self.linear_out(z / SLOW).view(-1, 3, 64, 64)
         seen = torch.cat([nn.functional.pixel_unshuffle(2 * linear - 1, 4), self.lift(z)], 1)
         mean = linear + self.decoder(seen)
@@ -260,19 +252,22 @@ class VAE(nn.Module):
 
 @torch.no_grad()
 def new_model(args, images):
-    """A model that starts as the best linear one, probabilistic PCA of these images (Tipping and
-    Bishop 1999; Lucas et al. 2019)."""
+    """A model that starts as the best linear one for this lambda, at 1 probabilistic PCA of these
+    images (Tipping and Bishop 1999; Lucas et al. 2019)."""
     model = VAE(args.latent_dim)
-    x = to_float(images[:10_000]).flatten(1)
+    x = model_input(images[:10_000]).flatten(1)
     model.average.copy_(x.mean(0).view(3, 64, 64))
     x -= x.mean(0)
     rank = min(args.latent_dim, len(x) // 2)
     _, singular, components = torch.pca_lowrank(x, rank + 32, center=False)
     components = components[:, :rank]
     eigenvalues = (singular[:rank].square() / len(x)).clamp(min=1e-6)
-    rest = x.square().mean(0).sum() - eigenvalues.sum()
-    variance = (rest / (PIXELS - rank)).clamp(min=1e-6)  # about that of rounding to 8 bits
-    share = (variance / eigenvalues).clamp(max=1)  # variance of q(z|x)
+    # With k components sigma^2 is variances[k]; those of more variance than lambda sigma^2 pay.
+    rest = x.square().mean(0).sum() - nn.functional.pad(eigenvalues.cumsum(0), (1, 0))
+    variances = rest / (PIXELS - args.kl_weight * torch.arange(rank + 1)).clamp(min=1)
+    k = (eigenvalues > args.kl_weight * variances[1:]).sum()
+    variance = variances[k].clamp(min=1e-6)  # the least is about that of rounding to 8 bits
+    share = (args.kl_weight * variance / eigenvalues).clamp(1e-4, 1)  # variance of q(z|x)
     gain = (1 - share).sqrt()
     model.linear_in.weight[:rank] = SLOW * (components * gain / eigenvalues.sqrt()).T
     model.linear_out.weight[:, :rank] = SLOW * components * gain * eigenvalues.sqrt()
@@ -283,7 +278,7 @@ def new_model(args, images):
 
 def own_figures(model, test, mean, loss):
     """Bits a dimension of 8-bit data; PSNR of reconstructions from the posterior's means; sigma."""
-    mse = (decode_pictures(model, mean) - to_float(test)).double().square().mean().item()
+    mse = (decode_pictures(model, mean) - model_input(test)).double().square().mean().item()
     return {
         "bits_per_dim": 8 + loss / (PIXELS * math.log(2)),
         "psnr_db": -10 * math.log10(max(mse, 1e-12)),
@@ -345,19 +340,21 @@ def train_round(args, model, optimizer, images, done):
 
 def train(args, images, validation):
     """Train, or go on training; the checkpoint of the last round is what model.pt holds."""
-    torch.manual_seed(args.seed)
-    model = new_model(args, images).to(args.device)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
     # What decides the weights: the options, and the images by their bytes.
     digest = hashlib.sha256(images.numpy()).hexdigest()
     config = {**vars(args), "data": digest, "out": None, "device": None, "resume": None}
-    saved = {"config": config, "history": [], "seconds": 0.0}
     path = args.out / "checkpoint.pt"
+    torch.manual_seed(args.seed)
     if args.resume and path.exists():
-        saved = load_saved(path)
+        model, _ = load_checkpoint(path, args.device)
+        saved = model.saved
         if saved["config"] != config:
             fail(f"other options or images made {path}: leave out --resume")
-        model.load_state_dict(saved["weights"])
+    else:
+        model = new_model(args, images).to(args.device)
+        saved = {"config": config, "history": [], "seconds": 0.0}
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
+    if saved["history"]:
         optimizer.load_state_dict(saved["optimizer"])
     started = time.perf_counter() - saved["seconds"]
     images = images.to(args.device)
@@ -384,11 +381,17 @@ def train(args, images, validation):
 
 
 def load_checkpoint(path, device="cpu"):
-    """(model, options) of a model.pt; the model in eval mode."""
-    saved = load_saved(path)
-    config = argparse.Namespace(**saved["config"])
-    model = VAE(config.latent_dim)
-    model.load_state_dict(saved["weights"])
+    """(model, options) of a model.pt, on a device; the model in eval mode. Runs no code from it."""
+    try:
+        if zipfile.ZipFile(path).testzip():  # torch itself looks at no checksum
+            raise ValueError("damaged")
+        saved = torch.load(path, map_location="cpu", weights_only=True)[NAME]
+        config = argparse.Namespace(**saved["config"])
+        model = VAE(config.latent_dim)
+        model.load_state_dict(saved["weights"])
+    except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
+        fail(f"cannot load {path} ({error!r}): name another --out or train without --resume")
+    model.saved = saved
     return model.to(device).eval(), config
 
 
@@ -400,7 +403,7 @@ def infer(model, images):
     model.eval()
     parts = []
     for batch in images.split(500):
-        x = to_float(batch.to(next(model.parameters()).device))
+        x = model_input(batch.to(next(model.parameters()).device))
         terms = [*elbo_terms(model, x), *model.sample_posterior(x, noise=False)[1:]]
         parts.append([term.cpu().double() for term in terms])
     return [torch.cat(part) for part in zip(*parts, strict=True)]
@@ -446,6 +449,8 @@ def draw(path, title, panels):
         elif values.ndim == 2:
             epochs = np.arange(1, len(values) + 1) / ROUNDS
             axis.plot(epochs, values.numpy(), marker=".", label=["training", "validation"])
+            late = values[len(values) // 4 :].numpy()  # at first a loss can be 1e9
+            axis.set_ylim(late.min() - late.std(), late.max() + late.std())
             axis.set(xlabel="epoch", ylabel="nats an image")
             axis.legend()
         else:
@@ -468,7 +473,6 @@ def main(argv=None):
     if not args.eval_only:
         train(args, images, validation)
     model, config = load_checkpoint(args.out / "model.pt", args.device)
-    saved = load_saved(args.out / "model.pt")
 
     torch.manual_seed(config.seed)
     reconstruction, kl, mean, logvar = infer(model, test)
@@ -481,29 +485,29 @@ def main(argv=None):
         "active_units": int((mean.var(0) > 0.01).sum()),  # Burda et al. 2016
         "posterior_variance_mean": logvar.exp().mean().item(),
         **own_figures(model, test, mean, loss),
-        "history": saved["history"],
-        "train_seconds": saved["seconds"],
+        "history": model.saved["history"],
+        "train_seconds": model.saved["seconds"],
         "test_images": len(test),
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "config": saved["config"],
+        "config": model.saved["config"],
         "seed": config.seed,
         "device": args.device,
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
     }
 
-    x = to_float(test[:64])
+    x = model_input(test[:64])
     codes = infer(model, images[:10_000])[2]
     prior = decode_pictures(model, torch.randn(64, config.latent_dim))
     mixture = decode_pictures(model, sample_mixture(codes, 64))
-    share = torch.linspace(0, 1, 6)[:, None]
-    z = (1 - share) * mean[:16:2, None] + share * mean[1:16:2, None]  # (8, 6, Z)
+    way = torch.linspace(0, 1, 6)[:, None]
+    z = (1 - way) * mean[:16:2, None] + way * mean[1:16:2, None]  # (8, 6, Z)
     decoded = decode_pictures(model, z.flatten(0, 1)).unflatten(0, (8, 6))
     rows = torch.cat([x[:16:2, None], decoded, x[1:16:2, None]], 1).flatten(0, 1)
-    history = torch.tensor([[*point.values()] for point in saved["history"]]).view(-1, 2, 2)
-    rates, costs = history.unbind(2)  # (rounds, 2), of training and validation
-    objective = rates + config.kl_weight * costs
+    history = torch.tensor([[*point.values()] for point in model.saved["history"]])
+    distortion, rate = history.view(-1, 2, 2).unbind(2)  # (rounds, 2), training and validation
+    objective = distortion + config.kl_weight * rate
     pictures = {
-        "curves": {"reconstruction + lambda KL": objective, "reconstruction": rates, "KL": costs},
+        "curves": {"loss": objective, "reconstruction": distortion, "KL": rate},
         "reconstructions": {"real": x, "reconstructed": decode_pictures(model, mean[:64])},
         "samples": {"prior: N(0, I)": prior, "a mixture fitted to the training codes": mixture},
         "interpolation": {"real, decoded between, real": rows},
@@ -518,7 +522,7 @@ def main(argv=None):
 
     metrics["wall_seconds"] = time.perf_counter() - started
     write(args.out / "metrics.json", json.dumps(metrics, indent=1).encode())
-    table = [f"{name:24} {x:.6g}" for name, x in metrics.items() if isinstance(x, int | float)]
+    table = [f"{k:24} {round(x, 6)}" for k, x in metrics.items() if isinstance(x, int | float)]
     try:
         print(*table, f"metrics.json, model.pt, pictures: {args.out}", sep="\n", flush=True)
     except (OSError, ValueError):  # what cannot be told must not cost the work its exit status

@@ -73,7 +73,7 @@ def run(name, data):
 
     def random_start(args, images):  # instead of what PCA gives
         model = script.VAE(args.latent_dim)
-        model.average.data = script.to_float(images[:10_000]).mean(0)
+        model.average.data = script.model_input(images[:10_000]).mean(0)
         nn.init.orthogonal_(model.linear_in.weight)
         nn.init.orthogonal_(model.linear_out.weight)
         return model
@@ -122,7 +122,7 @@ def train_judge(images, labels):
 def digits_measures(script, model, config, parts, data):
     """Share of pictures that the judge gives over 0.9 to one class; the pixels' cross-entropy."""
     labels = torch.from_numpy(np.load(Path(data) / script.FILE)["label"]).long()
-    train, _, test = map(script.to_float, parts)
+    train, _, test = map(script.model_input, parts)
     with torch.enable_grad():
         judge = train_judge(train, script.split(labels)[0])
     codes = script.infer(model, parts[0])[2]
@@ -175,8 +175,8 @@ def faces_measures(script, model, config, parts, data):
     many principal components have more variance than lambda sigma^2."""
     train, _, test = parts
     _, _, codes, logvar = script.infer(model, train[:10_000])
-    real = script.to_float(test)
-    figures = {"swd_real": sliced_wasserstein(script.to_float(train[: len(test)]), real)}
+    real = script.model_input(test)
+    figures = {"swd_real": sliced_wasserstein(script.model_input(train[: len(test)]), real)}
     for name, z in {
         "reconstructions": script.infer(model, test)[2],
         "prior": torch.randn(len(test), config.latent_dim),
@@ -185,7 +185,7 @@ def faces_measures(script, model, config, parts, data):
         figures[f"swd_{name}"] = sliced_wasserstein(script.decode_pictures(model, z), real)
     eigenvalues = torch.linalg.eigvalsh(model.reparameterize(codes, logvar).T.cov())
     figures["code_eigenvalues_least_greatest"] = eigenvalues[[0, -1]].tolist()
-    x = script.to_float(train[:10_000]).flatten(1)
+    x = script.model_input(train[:10_000]).flatten(1)
     spectrum = torch.pca_lowrank(x, config.latent_dim + 32)[1].square() / len(x)
     above = spectrum[: config.latent_dim] > config.kl_weight * (2 * model.log_sigma).exp()
     figures["components_above_lambda_variance"] = int(above.sum())

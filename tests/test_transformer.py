@@ -127,7 +127,7 @@ MEANT = [TABLE, "\ufeff" + TABLE, "\ufeff\ufeff" + TABLE, TABLE + "  ,, ,\n   \n
 MEANT += [TABLE.replace("\n", end) for end in ("\r\n", "\n\n", ",more\n")]
 MEANT += [TABLE.replace(",", separator) for separator in ("\t", ";", ", ")]
 MEANT += ["\n \n" + TABLE.replace(",", ";")]
-MEANT += [TABLE.replace(HEAD, " ID ,category , TITLE,Description \n")]
+MEANT += [TABLE.replace(HEAD, " ID ,category , TITLE,Description ,\n")]
 MEANT += [TABLE.replace("Category", "Label").replace("Description", "Content")]
 MEANT += ["".join(f"{i},{line}" for i, line in enumerate(TABLE.splitlines(keepends=True)))]
 
@@ -156,14 +156,15 @@ def test_cells_are_what_they_are(folder):
     assert T.load_news(args_of(folder))[2] == ["1", "10", "3", "4"]  # as before a float had them
 
 
-REFUSED = [("", "no table"), (" , ,,\n,,\n", "no table"), ("x\ny\n", "no {"), (HEAD, "rows")]
+REFUSED = [("", "no table"), (" , ,,\n,,\n", "no table"), ("x\ny\n", "no id"), (HEAD, "rows")]
 REFUSED += [(TABLE.replace(*change), change[0].lower()) for change in (("Title", "x"), ("Id", "x"))]
 REFUSED += [(TABLE.replace("Category", "x"), "label"), (TABLE + "99,1\n", "99, 1")]
 REFUSED += [(TABLE + "99,1,a,b,c\n", "line 42"), (TABLE + "99,,a,b\n", "99")]
-REFUSED += [(TABLE + ",1,a,b\n", "a, b"), (TABLE + "7,1,a,b\n", "twice")]
+REFUSED += [(TABLE + ",1,a,b\n", "a, b"), (TABLE + "7,1,a,b\n", "repeated")]
 REFUSED += [(TABLE.replace("text 9\n", '"quote\n').replace("text 20\n", '"y"\n'), "'\"'")]
+REFUSED += [(TABLE.replace("text 9", '"text 9').replace("text 20", '20"'), "open quote")]
 REFUSED += [(TABLE.replace("title 9", '"'), "end of data"), (TABLE.encode("utf-16"), "UTF-8")]
-REFUSED += [(TABLE.encode() + b"99,1,caf\xe9,x\n", "UTF-8"), (HEAD + ROWS[0] * 2, "twice")]
+REFUSED += [(TABLE.encode() + b"99,1,caf\xe9,x\n", "UTF-8"), (HEAD + ROWS[0] * 2, "repeated")]
 REFUSED += [(HEAD + "".join(ROWS[:n]), "--folds = 2 rows") for n in (2, 5)]
 
 
@@ -189,7 +190,7 @@ def test_broken_tables_are_read_or_refused(tmp_path_factory, data):
 
 def test_crumbs_of_html():
     assert T.clean("Oil #39;s up quot;No quot;") == 'oil\'s up "no "'
-    assert T.clean("&lt;b&gt;Big&lt;/b&gt; \\$44 (AP)") == " big   $44 (ap)"
+    assert T.clean("&lt;b&gt;Big&amp;lt;/b&gt; \\$44 (AP)") == " big   $44 (ap)"
     assert T.clean("x &#" + "9" * 5000 + ";") == "x &#;"
 
 

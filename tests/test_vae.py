@@ -45,7 +45,7 @@ def images(V):
 
 def test_elbo_terms_are_torchs(V, model, images):
     """-log p(x|z) of the very z that was drawn, summed over pixels; KL of each dimension."""
-    x = V.to_float(images)
+    x = V.model_input(images)
     torch.manual_seed(1)
     reconstruction, kl = V.elbo_terms(model, x)
     torch.manual_seed(1)
@@ -62,7 +62,7 @@ def test_elbo_terms_are_torchs(V, model, images):
 
 
 def test_interface(V, model, images):
-    x = V.to_float(images)
+    x = V.model_input(images)
     torch.manual_seed(1)
     decoded, mean, logvar = model(x)
     torch.manual_seed(1)
@@ -120,7 +120,7 @@ def test_iw_nll_is_the_integral():
     z = torch.linspace(-8, 8, 2001)[:, None]
     p = Bernoulli(logits=model.decode(z))
     exact = []
-    for x in DIGITS.to_float(images):
+    for x in DIGITS.model_input(images):
         log_joint = p.log_prob(x).sum((1, 2, 3)) + Normal(0.0, 1.0).log_prob(z[:, 0])
         exact.append(log_joint.logsumexp(0).item() + math.log(16 / 2000))
     bound = DIGITS.own_figures(model, images.repeat(250, 1, 1, 1), None, 0.0)["iw_nll_nats"]
@@ -133,8 +133,8 @@ def test_faces_start_as_probabilistic_pca():
     codes = torch.randn(700, 5) * torch.tensor([5.0, 4, 3, 2, 1])
     pixels = codes @ torch.randn(5, 12288) * 0.01 + torch.randn(700, 12288) * 0.03 + 0.5
     images = (pixels.clamp(0, 1) * 255).byte().view(-1, 3, 64, 64)
-    model = FACES.new_model(SimpleNamespace(latent_dim=5), images)
-    flat = FACES.to_float(images).flatten(1).double()
+    model = FACES.new_model(SimpleNamespace(latent_dim=5, kl_weight=1), images)
+    flat = FACES.model_input(images).flatten(1).double()
     _, singular, components = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
     eigenvalues = singular.square() / 700
     variance = eigenvalues[5:].sum() / (12288 - 5)
@@ -146,13 +146,18 @@ def test_faces_start_as_probabilistic_pca():
     reconstruction, kl, _, _ = FACES.infer(model, images.repeat(9, 1, 1, 1))
     elbo = -(reconstruction.mean() + kl.sum(1).mean()).item()
     assert elbo == pytest.approx(exact.log_prob(flat).mean().item(), abs=3)
+    for weight in (30, 1e5):  # where this start is better than that for 1; in the end it collapses
+        other = FACES.new_model(SimpleNamespace(latent_dim=5, kl_weight=weight), images)
+        terms = [FACES.infer(start, images)[:2] for start in (model, other)]
+        losses = [(reconstruction + weight * kl.sum(1)).mean() for reconstruction, kl in terms]
+        assert losses[1] < losses[0] and (weight == 30) == (terms[1][1].max() > 1e-6)
 
 
 def test_faces_start_from_images_of_low_rank():
     images = torch.full((700, 3, 64, 64), 90, dtype=torch.uint8)
     for brighter in (0, 50):
         images[::2] += brighter
-        model = FACES.new_model(SimpleNamespace(latent_dim=8), images)
+        model = FACES.new_model(SimpleNamespace(latent_dim=8, kl_weight=0.0), images)
         assert all(part.isfinite().all() for part in FACES.infer(model, images[:4]))
         assert all(weight.requires_grad for weight in model.parameters())
 
@@ -191,7 +196,7 @@ def read(V, folder):
 
 def test_augmentation_moves_a_little_and_fades():
     images = read(DIGITS, SAMPLE)[:400]
-    x = DIGITS.to_float(images)
+    x = DIGITS.model_input(images)
     same = [(DIGITS.training_input(images, p) == x).float().mean() for p in (0, 0.9, 1.0)]
     assert 0.8 < same[0] < 0.97 and same[0] < same[1] < 1 and same[2] > 0.999
 
@@ -208,7 +213,7 @@ def test_digits_that_are_plainly_meant(tmp_path, image):
     np.savez(tmp_path / "TibetanMNIST.npz", image=image)
     images = read(DIGITS, tmp_path)
     assert images.shape == (2000, 1, 28, 28) and images.dtype == torch.uint8
-    np.testing.assert_array_equal(DIGITS.to_float(images)[:, 0].numpy(), WHITE)
+    np.testing.assert_array_equal(DIGITS.model_input(images)[:, 0].numpy(), WHITE)
 
 
 WRONG = [(np.zeros((784, 32, 32), np.uint8), "28 x 28"), (np.full((640, 28, 28), "a"), "28 x 28")]
@@ -273,14 +278,11 @@ def test_faces_as_a_viewer_shows_them():
 
 def test_every_picture_counts_once_and_the_rest_is_told(tmp_path, capsys):
     red = Image.new("RGB", (64, 64), "red")
-    members = [
-        ("data/5.png", png(red)),  # a name that is there twice
-        ("a.jfif", png(red, "JPEG")),
-        ("deep/日本.WEBP", png(red, "WEBP")),
-        ("__MACOSX/data/._1.png", b"crumbs"),
-        ("data/cut.png", png(Image.effect_noise((64, 64), 50))[:900]),
-        ("data/readme.txt", b"no picture"),
-    ]
+    members = [("data/5.png", png(red)), ("a.jfif", png(red, "JPEG"))]  # a name that is there twice
+    members += [("deep/日本.WEBP", png(red, "WEBP")), ("__MACOSX/data/._1.png", b"crumbs")]
+    members += [("data/cut.png", png(Image.effect_noise((64, 64), 50))[:900])]
+    members += [("data/data/6.png", png(Image.new("RGB", (64, 64), (6, 0, 0))))]  # a second copy
+    members += [("data/readme.txt", b"no picture")]
     with pytest.warns(UserWarning, match="Duplicate name"):
         write_faces(tmp_path / "anime-faces.zip", members)
     faces = read(FACES, tmp_path)
