@@ -151,7 +151,7 @@ def growth(data):
             old = zipfile.ZipFile(data / "anime-faces.zip")
             with zipfile.ZipFile(Path(folder, "anime-faces.zip"), "w") as new:
                 for turn, name in itertools.product(range(times), old.namelist()):
-                    new.writestr(f"{turn}/{name}", old.read(name))
+                    new.writestr(f"{turn}_{Path(name).name}", old.read(name))
             for script in sorted(ROOT.glob("0123456_*.py")):
                 argv = ["--data", folder, "--out", f"{folder}/out", "--epochs", "1"]
                 started = time.perf_counter()
