@@ -351,7 +351,13 @@ def shown(image, name):
     if name.endswith(("reconstructions", "samples", "interpolation")):
         return image.crop((0, 34, width, round(71 + 73.4 * (4 if "kl1_" in name else 2))))
     if name.endswith("posterior"):
-        return image.crop((0, 34, 2 * width // 3, height))
+        columns = range(2 * width // 3 - 15, width)  # up to the blank before the third panel
+        blank = (
+            x
+            for x in columns
+            if image.crop((x, 34, x + 1, height)).convert("L").getextrema()[0] == 255
+        )
+        return image.crop((0, 34, next(blank), height))
     if name.endswith("attention"):
         parts = [(0, 595), *((603 * i + 480, 603 * i + 590) for i in range(1, 4))]
         whole = Image.new("RGB", (width, 595 + 3 * 112), "white")
