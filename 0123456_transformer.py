@@ -123,7 +123,7 @@ def parse_args(argv=None):
 # ----------------------------------------------------------------------------------------- helpers
 def fail(message):
     """End with status 2 and one line, `error: WHAT: WHAT TO DO`."""
-    print("error:", *message.split(), file=sys.stderr)
+    print("error:", message.replace("\n", " "), file=sys.stderr)
     sys.exit(2)
 
 

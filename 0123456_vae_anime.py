@@ -6,7 +6,7 @@
 
 results/vae_anime/kl1 (kl100, ...) gets metrics.json, model.pt, and as .png curves, reconstructions,
 samples, interpolation and posterior. The course's 21,551 faces: 6.6 bits a dimension and 21 dB on
-those held out, after 5 to 10 minutes on one core; --resume goes on if it was stopped.
+those held out, after 4 to 10 minutes on one core; --resume goes on if it was stopped.
 """
 
 import argparse

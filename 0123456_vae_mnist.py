@@ -6,7 +6,7 @@
 
 results/vae_mnist/kl1 (kl100, ...) gets metrics.json, model.pt, and as .png curves, reconstructions,
 samples, interpolation and posterior. The course's 12,000 digits: -ELBO 86 nats on those held out,
-after 5 to 10 minutes on one core; --resume goes on if it was stopped.
+after 4 to 10 minutes on one core; --resume goes on if it was stopped.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def load_images(args):
     if len(images) < 640:
         fail(f"{len(images)} images in {path}: at least 640 are needed")
     pixels = images * 255 if images.max() < 2 else images
-    meant = pixels.min() > -39 and pixels.max() < 294  # resizing overshoots by less than 0.15
+    meant = pixels.min() > -77 and pixels.max() < 332  # resizing overshoots by up to 0.3
     if not meant or not 0 < (pixels > 127).mean() < 1:
         fail(f"pixels in {path} are from {images.min()} to {images.max()}: scale them, 0 to 255")
     pixels = torch.from_numpy(pixels).round().clamp(0, 255).byte()

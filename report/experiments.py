@@ -67,7 +67,7 @@ def source():
 
 
 def run(name, data):
-    """Run a script, if it has not been run; its metrics, and of an autoencoder the measures."""
+    """Run a script; its metrics, and of an autoencoder the measures."""
     kind = "transformer" if name.startswith("transformer") else name[: len("vae_mnist")]
     script = load_script(kind)
 
@@ -82,12 +82,10 @@ def run(name, data):
         script.SLOW = 1  # the linear maps learn as fast as the rest
         script.new_model = random_start
     out = ROOT / "results" / "report" / name
-    if not (out / "metrics.json").exists():
-        script.main([*RUNS[name].split(), "--data", str(data), "--out", str(out)])
+    metrics = script.main([*RUNS[name].split(), "--data", str(data), "--out", str(out)])
     if re.search("transformer$|_random$|_kl[0-9]+$", name):
         for path in out.glob("samples.png" if "random" in name else "*.png"):
             shutil.copy(path, FIGURES / f"{name}_{path.name}")
-    metrics = json.loads((out / "metrics.json").read_text())
     if kind == "transformer":
         return metrics
     model, config = script.load_checkpoint(out / "model.pt")
@@ -196,7 +194,7 @@ def deletion(data, share=0.2):
     """How often a held-out text's prediction changes without that share of its tokens: those with
     the most attention in the last layer, mean over heads and tokens, or random ones."""
     script = load_script("transformer")
-    run("transformer", data)  # if it has not been run
+    run("transformer", data)  # a minute, so that the model is surely of these scripts
     models, config = script.load_checkpoint(ROOT / "results/report/transformer/model.pt")
     config.data = Path(data)
     train, _, _ = script.load_news(config)

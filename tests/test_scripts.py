@@ -30,14 +30,12 @@ def kind(path):
 
 
 def shell(path, options, folder, before="", after=""):
-    """Run a script in a folder by a command line of bash."""
     command = f"{before} {sys.executable} {path} {TINY[kind(path)]} {options} {after}"
     return subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
 
 
 def common(source):
-    """The lines of an autoencoder without its docstring, constants and the sections of its own."""
-    source = source[source.index('"""\n\nimport') :]
+    source = source[source.index('"""\n\nimport') :]  # without docstring, constants, own sections
     own = source.index("- data\n"), source.index("- loss and training\n")
     lines = (source[: own[0]] + source[own[1] :]).splitlines()
     return [line for line in lines if not re.match(r"[A-Z_]+ = |from (PIL|torch.distr)", line)]
@@ -84,8 +82,7 @@ def test_help_and_one_line_that_says_what_is_wrong(path, capsys):
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory):
-    """The folder and the process of a dry run of each script, on made data, in surroundings that
-    are not friendly: a notebook's backend, a narrow encoding, a user's settings of plots."""
+    """Dry runs in a notebook's backend, a narrow encoding, a user's settings of plots."""
     made = {}
     for path in SCRIPTS:
         folder = tmp_path_factory.mktemp(kind(path))
@@ -99,7 +96,6 @@ def trials(tmp_path_factory):
 
 @each
 def test_a_dry_run_touches_no_results(trials, path):
-    """Two batches of everything, all outputs in a folder of its own."""
     folder, process = trials[path]
     assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
     assert "made data" in process.stderr
@@ -112,7 +108,6 @@ def test_a_dry_run_touches_no_results(trials, path):
 
 @each
 def test_telling_costs_no_work(path, tmp_path):
-    """No stderr and a full stdout; without --out, too, a dry run has a folder of its own."""
     process = shell(path, f"--data {SAMPLE} --dry-run", tmp_path, after="2>&- >/dev/full")
     assert process.returncode == 0
     (metrics,) = tmp_path.rglob("metrics.json")
@@ -141,8 +136,7 @@ def test_a_full_disk_keeps_what_was_there(path, tmp_path):
 
 @each
 def test_ctrl_c_is_one_line(path, tmp_path):
-    """While torch is being imported, too."""
-    for wait in (1, 7):
+    for wait in (1, 7):  # while torch is being imported, too
         command = [sys.executable, str(path), "--data", str(SAMPLE), "--epochs", "999"]
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         time.sleep(wait)

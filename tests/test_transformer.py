@@ -25,7 +25,6 @@ TABLE = HEAD + "".join(ROWS)
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of a course of 40 texts."""
     for name in ("train.csv", "test.csv"):
         (tmp_path / name).write_text(TABLE)
     return tmp_path
@@ -69,12 +68,13 @@ def test_layer_is_torchs(activation):
     same = [theirs.norm1(x)] * 3
     _, maps = theirs.self_attn(*same, key_padding_mask=~mask, average_attn_weights=False)
     torch.testing.assert_close(weights, maps, rtol=1e-10, atol=1e-10)
+    assert not torch.equal(ours.train()(x, mask)[0], output)  # dropout
 
 
-@pytest.fixture
-def model():
-    vocabulary = {f"w{i}": i for i in range(30)}
-    model = T.TransformerClassifier(args_of(".", "--nlayers", 2), vocabulary, 4).double().eval()
+@pytest.fixture(params=[None, torch.randn(20, 6)], ids=["trained", "pretrained"])
+def model(request):
+    vocabulary, args = {f"w{i}": i for i in range(30)}, args_of(".", "--nlayers", 2)
+    model = T.TransformerClassifier(args, vocabulary, 4, request.param).double().eval()
     model.ratios.copy_(torch.randn(30, 4))
     model.ratios[0] = 0
     return model
@@ -87,6 +87,24 @@ def test_padding_changes_no_logit(model):
     logits, maps = model(padded, return_attention=True)
     assert [part.shape for part in maps] == [(5, 2, 13, 13)] * 2 and logits.shape == (5, 4)
     assert maps[-1][..., 9:].abs().max() < 1e-12
+
+
+def test_logits_are_of_places_and_of_the_largest_features(model):
+    tokens, features = torch.tensor([[5, 9, 3, 7, 11]]), []
+    model.ratios.zero_()
+    model.norm.register_forward_hook(lambda *call: features.append(call[2]))
+    logits = model(tokens)
+    torch.testing.assert_close(logits, model.classify(features[0].amax(1)))
+    assert (logits - model(tokens.flip(1))).abs().max() > 1e-6
+
+
+def test_words_are_dropped_in_training(model):
+    texts, seen = [torch.randint(2, 30, (100,))] * 40 + [torch.tensor([7])] * 9, []
+    model.register_forward_hook(lambda *call: seen.append(call[1][0]))
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)  # a scheduler, too: it steps
+    T.train_epoch(model, optimizer, optimizer, texts, torch.zeros(49).long(), args_of("."))
+    assert 1800 < sum((tokens > 0).sum() for tokens in seen) < 2200
+    assert all((tokens[:, 0] > 0).all() for tokens in seen)  # never all of a text
 
 
 def test_predict_keeps_what_stands_behind_padding(model):
@@ -113,7 +131,7 @@ def test_naive_bayes_by_hand(model):
     expected = torch.tensor([[0, 0], [0, 0], [two, -two], [three, -three], [0, 0]])
     torch.testing.assert_close(ratios, expected)
     tokens = torch.tensor([[4, 4, 6, 9]])
-    added = model.ratios[tokens[0]].sum(0) / 2
+    added = model.ratios[tokens[0]].sum(0) / (2 if model.vectors is None else 4)
     for training, difference in ((True, 0 * added), (False, added)):
         logits = []
         for ratios in (model.ratios.clone(), torch.zeros(30, 4), model.ratios.clone()):

@@ -28,7 +28,6 @@ def V(request):
 
 @pytest.fixture
 def model(V):
-    """A model whose codes say something, but not much."""
     torch.manual_seed(0)
     model = V.VAE(6).eval()
     for weight in model.parameters():
@@ -73,15 +72,10 @@ def test_interface(V, model, images):
         torch.testing.assert_close(torch.stack([*other]), torch.stack([mean, logvar]))
     assert decoded.shape == x.shape and mean.shape == (5, 6)
     assert V.VAE(5)(x)[1].shape == (5, 5)  # any number of dimensions
+    z = model.reparameterize(torch.ones(40000), torch.full([40000], math.log(9)))
+    assert abs(z.mean() - 1) < 0.1 and abs(z.std() - 3) < 0.1
     if V.NAME == "vae_anime":
         assert 0 <= model.decode(99 * mean).min() and model.decode(99 * mean).max() <= 1
-
-
-def test_samples_have_the_posteriors_moments(model):
-    mean, logvar = torch.tensor([1.0, -2.0]), torch.tensor([0.0, math.log(9)])
-    z = model.reparameterize(mean.expand(40000, 2), logvar.expand(40000, 2))
-    moments = torch.stack([z.mean(0) - mean, (z.var(0) / logvar.exp()).log()])
-    assert moments.abs().max() < 0.06
 
 
 def test_the_kl_term_has_the_weight_lambda(V, images, monkeypatch):
@@ -101,7 +95,6 @@ def test_the_kl_term_has_the_weight_lambda(V, images, monkeypatch):
 
 
 def test_later_groups_see_what_was_drawn_for_earlier_ones():
-    """The first group's mean is the encoder's alone, the second's depends on the first's z."""
     model = DIGITS.VAE(8).eval()
     x = torch.ones(5, 1, 28, 28)
     (one, _), (two, _) = model.encode(x), model.encode(x)
@@ -236,7 +229,6 @@ def png(image, kind="PNG", **options):
 
 
 def write_faces(path, members, whole=640):
-    """A zip of `whole` pictures, red as their number, and the members [(name, bytes)]."""
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(whole):
             color = (i % 256, i // 256, 0)
@@ -304,7 +296,6 @@ def test_why_a_zip_cannot_be_read_is_told(tmp_path, capsys):
 @FUZZ
 @given(st.data())
 def test_damaged_files_are_read_or_refused(V, tmp_path_factory, data):
-    """With bytes changed, taken out or put in, or the end lost."""
     folder = tmp_path_factory.getbasetemp()
     path = folder / V.FILE
     if not path.exists():
@@ -325,14 +316,12 @@ def test_damaged_files_are_read_or_refused(V, tmp_path_factory, data):
 
 @pytest.fixture(scope="module")
 def finished(V, tmp_path_factory):
-    """The folder of a small run."""
     out = tmp_path_factory.mktemp("finished") / "out"
     V.main([*SMALL, "--data", str(SAMPLE), "--out", str(out)])
     return out
 
 
 def outcome(out):
-    """Figures and weights that two equal runs share."""
     metrics = json.loads((out / "metrics.json").read_text())
     figures = {name: value for name, value in metrics.items() if "seconds" not in name}
     (saved,) = torch.load(out / "model.pt", weights_only=True).values()
@@ -388,8 +377,7 @@ def test_a_loss_that_is_not_finite(V, tmp_path, capsys):
 
 
 def test_a_gpu_without_float64(V, model, images, monkeypatch):
-    """As Apple's: whatever is made double is on the CPU by then."""
-    double, cpu = torch.Tensor.double, torch.Tensor.cpu
+    double, cpu = torch.Tensor.double, torch.Tensor.cpu  # as Apple's
     moved = []  # the tensors themselves, so that no other gets the id of one of them
 
     def only_on_cpu(tensor):
