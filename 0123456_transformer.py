@@ -59,17 +59,6 @@ TOKENIZERS = {
 
 
 # --------------------------------------------------------------------------------------- arguments
-def between(kind, low, high):
-    """A type for argparse: an int or a float from low to high."""
-
-    def number(text):
-        if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
-        return kind(text)
-
-    return number
-
-
 def parse_args(argv=None):
     """The options as a namespace; argparse says what is wrong with one and exits with status 2."""
     form = argparse.ArgumentDefaultsHelpFormatter
@@ -85,27 +74,32 @@ def parse_args(argv=None):
     add("--out", type=Path, help="folder of what is written (else: results/transformer)")
     add("--submission", type=Path, help="for Kaggle (else: submission.csv, inside --out if given)")
     add("--tokenizer", choices=TOKENIZERS, default="wordpunct", help="NLTK tokenizer")
-    add("--min-count", type=between(int, 1, 1e6), default=2, help="times a word must occur")
-    add("--max-len", type=between(int, 1, 4096), default=128, help="tokens kept of a text")
+    add("--min-count", type=int, default=2, help="times a word must occur")
+    add("--max-len", type=int, default=128, help="tokens kept of a text")
     add("--embeddings", default="auto", help="auto (data/glove.6B.100d.npz), none or a vector FILE")
-    add("--d-model", type=between(int, 1, 4096), default=128, help="width of the encoder")
-    add("--nhead", type=between(int, 1, 64), default=4, help="attention heads")
-    add("--d-hid", type=between(int, 1, 16384), default=256, help="width in the feed-forward block")
-    add("--nlayers", type=between(int, 1, 24), default=1, help="encoder layers")
-    add("--dropout", type=between(float, 0, 0.95), default=0.1, help="on each residual branch")
-    add("--word-dropout", type=between(float, 0, 0.95), default=0.5, help="share of words dropped")
+    add("--d-model", type=int, default=128, help="width of the encoder")
+    add("--nhead", type=int, default=4, help="attention heads")
+    add("--d-hid", type=int, default=256, help="width in the feed-forward block")
+    add("--nlayers", type=int, default=1, help="encoder layers")
+    add("--dropout", type=float, default=0.1, help="on each residual branch")
+    add("--word-dropout", type=float, default=0.5, help="share of words dropped")
     add("--activation", choices=("GELU", "ReLU"), default="GELU", help="in the feed-forward block")
     add("--optimizer", choices=("AdamW", "Adam", "SGD"), default="AdamW", help="from torch.optim")
     add("--schedule", choices=("linear", "cos"), default="linear", help="how the rate falls")
-    add("--folds", type=between(int, 2, 100), default=5, help="parts of the rows, held out in turn")
-    add("--epochs", type=between(int, 1, 10000), default=12, help="passes over the training rows")
-    add("--batch-size", type=between(int, 1, 4096), default=32, help="texts a step")
-    add("--lr", type=between(float, 1e-9, 1e6), default=1e-3, help="peak learning rate")
-    add("--seed", type=between(int, 0, 2**31), default=0, help="seed of all that is random")
+    add("--folds", type=int, default=5, help="parts of the rows, held out in turn")
+    add("--epochs", type=int, default=12, help="passes over the training rows")
+    add("--batch-size", type=int, default=32, help="texts a step")
+    add("--lr", type=float, default=1e-3, help="peak learning rate")
+    add("--seed", type=int, default=0, help="seed of all that is random")
     add("--device", choices=["auto", *devices], default="auto", help="where to compute")
     add("--resume", action="store_true", help="keep the folds that an interrupted run has finished")
     add("--dry-run", action="store_true", help="two batches of everything, in a folder of its own")
     args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        low = {"folds": 2, "lr": 1e-9, "dropout": 0, "word_dropout": 0, "seed": 0}.get(name, 1)
+        high = 0.95 if "dropout" in name else 2**31
+        if type(value) in (int, float) and not low <= value <= high:
+            parser.error(f"argument --{name.replace('_', '-')}: not from {low} to {high}")
     if args.d_model % args.nhead:
         parser.error("argument --nhead: must divide --d-model")
     args.device = args.device.replace("auto", devices[-1])

@@ -88,12 +88,11 @@ def digits(data):
     class Rival(script.VAE):
         def __init__(self, latent_dim):
             nn.Module.__init__(self)
-            self.features, self.start = nn.Identity(), nn.Parameter(torch.zeros(1))
             layers = nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 2 * latent_dim)
             self.encoder = nn.Sequential(*layers)
             self.decoder = nn.Sequential(nn.Linear(latent_dim, 400), nn.ReLU(), nn.Linear(400, 784))
 
-        def sample_posterior(self, x, features=None, noise=True):
+        def sample_posterior(self, x, noise=True):
             mean, logvar = self.encoder(x.flatten(1)).chunk(2, 1)
             return self.reparameterize(mean, logvar) if noise else mean, mean, logvar
 
@@ -111,7 +110,7 @@ def digits(data):
             epochs = 1 + int((losses > goal).sum())  # it falls nearly always
             figures[name][f"{goal:g}_after_s"] = epochs * pace if epochs <= len(losses) else None
         script.VAE, script.KL_WARM_UP = Rival, 1e-9
-        script.training_input = lambda images, progress: script.model_input(images)
+        script.training_input = lambda images, progress: images / 255
         script.learning_rate = lambda progress, peak: peak
     return figures
 

@@ -73,7 +73,7 @@ def run(name, data):
 
     def random_start(args, images):  # instead of what PCA gives
         model = script.VAE(args.latent_dim)
-        model.average.data = script.model_input(images[:10_000]).mean(0)
+        model.average.data = (images[:10_000] / 255).mean(0)
         nn.init.orthogonal_(model.linear_in.weight)
         nn.init.orthogonal_(model.linear_out.weight)
         return model
@@ -89,6 +89,7 @@ def run(name, data):
     if kind == "transformer":
         return metrics
     model, config = script.load_checkpoint(out / "model.pt")
+    model.requires_grad_(False)
     images = script.split(script.load_images(script.parse_args(["--data", str(data)])))
     torch.manual_seed(0)
     measures = digits_measures if kind == "vae_mnist" else faces_measures
@@ -116,20 +117,19 @@ def train_judge(images, labels):
     return judge.eval()
 
 
-@torch.no_grad()
 def digits_measures(script, model, config, parts, data):
     """Share of pictures that the judge gives over 0.9 to one class; the pixels' cross-entropy."""
     labels = torch.from_numpy(np.load(Path(data) / script.FILE)["label"]).long()
-    train, _, test = map(script.model_input, parts)
-    with torch.enable_grad():
-        judge = train_judge(train, script.split(labels)[0])
+    train, _, test = (images / 255 for images in parts)
+    judge = train_judge(train, script.split(labels)[0]).requires_grad_(False)
     codes = script.infer(model, parts[0])[2]
-    pictures = {
-        "real": test,
-        "reconstructions": script.decode_pictures(model, script.infer(model, parts[2])[2]),
-        "prior": script.decode_pictures(model, torch.randn(10_000, config.latent_dim)),
-        "mixture": script.decode_pictures(model, script.sample_mixture(codes, 10_000)),
-    }
+    pictures = {"real": test}
+    for name, z in {
+        "reconstructions": script.infer(model, parts[2])[2],
+        "prior": torch.randn(10_000, config.latent_dim),
+        "mixture": script.sample_mixture(codes, 10_000),
+    }.items():
+        pictures[name] = model.likelihood(z.float()).mean
     entropy = F.binary_cross_entropy(train.mean(0), test.mean(0), reduction="sum").item()
     sure = {name: judge(x).softmax(1).amax(1) > 0.9 for name, x in pictures.items()}
     legible = {f"legible_{name}": share.float().mean().item() for name, share in sure.items()}
@@ -173,17 +173,17 @@ def faces_measures(script, model, config, parts, data):
     many principal components have more variance than lambda sigma^2."""
     train, _, test = parts
     _, _, codes, logvar = script.infer(model, train[:10_000])
-    real = script.model_input(test)
-    figures = {"swd_real": sliced_wasserstein(script.model_input(train[: len(test)]), real)}
+    real = test / 255
+    figures = {"swd_real": sliced_wasserstein(train[: len(test)] / 255, real)}
     for name, z in {
         "reconstructions": script.infer(model, test)[2],
         "prior": torch.randn(len(test), config.latent_dim),
         "mixture": script.sample_mixture(codes, len(test)),
     }.items():
-        figures[f"swd_{name}"] = sliced_wasserstein(script.decode_pictures(model, z), real)
+        figures[f"swd_{name}"] = sliced_wasserstein(model.likelihood(z.float()).mean, real)
     eigenvalues = torch.linalg.eigvalsh(model.reparameterize(codes, logvar).T.cov())
     figures["code_eigenvalues_least_greatest"] = eigenvalues[[0, -1]].tolist()
-    x = script.model_input(train[:10_000]).flatten(1)
+    x = train[:10_000].flatten(1) / 255
     spectrum = torch.pca_lowrank(x, config.latent_dim + 32)[1].square() / len(x)
     above = spectrum[: config.latent_dim] > config.kl_weight * (2 * model.log_sigma).exp()
     figures["components_above_lambda_variance"] = int(above.sum())
