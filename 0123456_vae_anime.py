@@ -49,7 +49,7 @@ BATCH_SIZE = 64
 LR = 1e-3
 ROUNDS = 3  # points of the learning curve an epoch
 CLIP = 1000  # norm above which a gradient is scaled down
-KL_WARM_UP = 0.001  # share of training over which the KL term grows to its weight: two steps
+KL_WARM_UP = 0.001  # share of training over which the KL term grows to its weight: hardly any
 PIXELS = 3 * 64 * 64
 
 
@@ -66,7 +66,7 @@ def parse_args(argv=None):
         data = made
     add = parser.add_argument
     add("--data", type=Path, default=data, help=f"folder of {FILE}")
-    add("--out", type=Path, help=f"folder of what is written (else: results/{NAME}/kl...)")
+    add("--out", type=Path, help=f"folder of what is written; None: results/{NAME}/kl...")
     add("--kl-weight", type=float, default=1.0, help="lambda, the weight of the KL term")
     add("--latent-dim", type=int, default=LATENT_DIM, help="dimensions of z")
     add("--epochs", type=int, default=EPOCHS, help="passes over the images")
@@ -74,7 +74,7 @@ def parse_args(argv=None):
     add("--lr", type=float, default=LR, help="peak learning rate")
     add("--seed", type=int, default=0, help="seed of all but the split")
     add("--device", choices=["auto", *devices], default="auto", help="where to compute")
-    add("--resume", action="store_true", help="go on from the last epoch of an interrupted run")
+    add("--resume", action="store_true", help="go on from where an interrupted run was saved")
     add("--eval-only", action="store_true", help="figures and pictures of the model.pt in --out")
     add("--dry-run", action="store_true", help="a little of everything, in a folder of its own")
     args = parser.parse_args(argv)
@@ -84,9 +84,8 @@ def parse_args(argv=None):
             parser.error(f"argument --{name.replace('_', '-')}: not from {low} to 2**31")
     args.device = args.device.replace("auto", devices[-1])
     args.epochs = 1 if args.dry_run else args.epochs
-    trial = "dry_run" if args.dry_run else ""
-    usual = Path("results", trial, NAME, f"kl{args.kl_weight:g}")
-    args.out = args.out / trial if args.out else usual
+    dry = "dry_run" if args.dry_run else ""
+    args.out = args.out / dry if args.out else Path("results", dry, NAME, f"kl{args.kl_weight:g}")
     if args.data == made:
         print(f"notice: results are of made data, {args.data}", file=sys.stderr)
     return args
@@ -112,15 +111,15 @@ def write(path, data):
 
 
 # -------------------------------------------------------------------------------------------- data
-# This section and the next are of these images; the others are the same for digits and for faces.
+# This section and the next are of faces; the rest serves digits too, so some arguments go unused.
 def read_image(file):
     """A picture as a viewer shows it, uint8 (3, 64, 64): upright, on white, centre cropped."""
     image = ImageOps.exif_transpose(Image.open(file))
     if image.mode[0] in "IF":  # more than 8 bits a pixel
         values = np.asarray(image, np.float64)
         tops = (65535,) if "16" in image.mode else (1, 255, 65535, 2**32)
-        white = next(top for top in tops if values.max() <= 1.1 * top)  # resizing overshoots
-        image = Image.fromarray((values * (255 / white)).clip(0, 255).astype(np.uint8))
+        brightest = next(top for top in tops if values.max() <= 1.1 * top)  # resizing overshoots
+        image = Image.fromarray((values * (255 / brightest)).clip(0, 255).astype(np.uint8))
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = ImageOps.fit(image.convert("RGB"), (64, 64))
@@ -139,15 +138,13 @@ def load_images(args):
     members = [m for m in archive.infolist() if not m.is_dir() and "/._" not in f"/{m.filename}"]
     # Once, though a copy of it may lie in a nested folder.
     members = [*{(Path(m.filename).name, m.CRC): m for m in members}.values()]
-    if args.dry_run:
-        members = members[:700]
-    for member in tqdm(members, "reading faces", disable=None):
+    for member in tqdm(members[: 700 if args.dry_run else None], "reading faces", disable=None):
         try:
             images.append(read_image(io.BytesIO(archive.read(member))))
         except Exception as error:
             passed_over.append(f"{member.filename}: {error!r}")
     if len(images) < 640:
-        fail(f"{len(images)} pictures in {path}, 640 are needed; left out: {passed_over[:1]}")
+        fail(f"{len(images)} pictures in {path}, not 640: name another --data {passed_over[:1]}")
     if passed_over:
         print(f"notice: left out: {len(passed_over)}, such as {passed_over[0]}", file=sys.stderr)
     return torch.stack(images)
@@ -278,8 +275,7 @@ def own_figures(model, test, mean, loss):
 def split(images):
     """Training, validation (1 in 20) and test images (1 in 10): the same ones whatever --seed."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    tenth = len(images) // 10
-    test, validation, rest = order.tensor_split([tenth, tenth + len(images) // 20])
+    test, validation, rest = order.tensor_split([len(images) // 10, 3 * len(images) // 20])
     return images[rest], images[validation], images[test]
 
 
@@ -304,8 +300,8 @@ def train_round(args, model, optimizer, images, done):
     model.train()
     torch.manual_seed(10**6 * args.seed + done)  # a resumed run draws the same
     epoch = torch.Generator().manual_seed(10**6 * args.seed + done // ROUNDS)
-    order = torch.randperm(len(images), generator=epoch).tensor_split(ROUNDS)[done % ROUNDS]
-    batches = order.to(images.device).split(args.batch_size)
+    order = torch.randperm(len(images), generator=epoch).to(images.device)
+    batches = order.tensor_split(ROUNDS)[done % ROUNDS].split(args.batch_size)
     total = 0
     for step, rows in enumerate(batches):
         progress = (done + step / len(batches)) / (args.epochs * ROUNDS)
@@ -330,13 +326,12 @@ def train(args, images, validation):
     path = args.out / "checkpoint.pt"
     torch.manual_seed(args.seed)
     if args.resume and path.exists():
-        model, _ = load_checkpoint(path)
+        model, _ = load_checkpoint(path, args.device)
         if model.saved["config"] != config:
             fail(f"other options or images made {path}: leave out --resume")
     else:
-        model = new_model(args, images)
-        model.saved = {"config": config, "history": [], "seconds": 0.0}
-    model.to(args.device)
+        model = new_model(args, images).to(args.device)
+        model.saved = {"config": config, "history": [], "seconds": 0.0, "device": args.device}
     saved = model.saved
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
     if saved["history"]:
@@ -365,7 +360,8 @@ def train(args, images, validation):
 
 
 def load_checkpoint(path, device="cpu"):
-    """(model, options) of a model.pt, on a device; the model in eval mode. Runs no code from it."""
+    """(model, options) of a model.pt, on a device; the model in eval mode, and model.saved all that
+    the file holds. Runs no code from it."""
     try:
         if zipfile.ZipFile(path).testzip():  # torch itself looks at no checksum
             raise ValueError("damaged")
@@ -374,7 +370,7 @@ def load_checkpoint(path, device="cpu"):
         model = VAE(config.latent_dim)
         model.load_state_dict(saved["weights"])
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        fail(f"cannot load {path} ({error!r}): name another --out or train without --resume")
+        fail(f"cannot load {path} ({error!r}): name another --out or train anew")
     model.saved = saved
     return model.to(device).eval(), config
 
@@ -411,6 +407,13 @@ def sample_mixture(codes, n, components=500, steps=30):
         covariance = (codes.T @ codes - centre.T @ (weight[:, None] * centre)) / len(codes) + floor
     noise = torch.randn(n, len(floor)).double() @ torch.linalg.cholesky(covariance).T
     return centre[weight.multinomial(n, replacement=True)] + noise
+
+
+def interpolate(one, two, way):
+    """Codes (..., Z), a share `way` of the path from one to two: on the line, but drawn out to the
+    length of codes, for what is nearer to 0 decodes to something average (White 2016)."""
+    length = torch.lerp(one.norm(dim=-1, keepdim=True), two.norm(dim=-1, keepdim=True), way)
+    return length * nn.functional.normalize(torch.lerp(one, two, way), dim=-1)
 
 
 # ----------------------------------------------------------------------------------------- figures
@@ -470,18 +473,17 @@ def main(argv=None):
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "config": model.saved["config"],
         "seed": config.seed,
-        "device": args.device,
+        "device": model.saved["device"],
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
     }
 
     x = test[:64] / 255
     codes = mean.float()
-    prior = torch.randn(64, config.latent_dim)
     mixture = sample_mixture(infer(model, images[:10_000])[2], 64).float()
     way = torch.linspace(0, 1, 6)[:, None]
-    z = (1 - way) * codes[:16:2, None] + way * codes[1:16:2, None]  # (8, 6, Z)
+    z = interpolate(codes[:16:2, None], codes[1:16:2, None], way)  # (8, 6, Z)
     between = model.likelihood(z.flatten(0, 1)).mean.unflatten(0, (8, 6))
-    rows = torch.cat([x[:16:2, None], between, x[1:16:2, None]], 1).flatten(0, 1)
+    strips = torch.cat([x[:16:2, None], between, x[1:16:2, None]], 1).flatten(0, 1)
     history = torch.tensor([[*point.values()] for point in model.saved["history"]])
     distortion, rate = history.view(-1, 2, 2).unbind(2)  # (rounds, 2), training and validation
     objective = distortion + config.kl_weight * rate
@@ -489,10 +491,10 @@ def main(argv=None):
         "curves": {"loss": objective, "reconstruction": distortion, "KL": rate},
         "reconstructions": {"real": x, "reconstructed": model.likelihood(codes[:64]).mean},
         "samples": {
-            "prior: N(0, I)": model.likelihood(prior).mean,
+            "prior: N(0, I)": model.likelihood(torch.randn(64, config.latent_dim)).mean,
             "a mixture fitted to the training codes": model.likelihood(mixture).mean,
         },
-        "interpolation": {"real, decoded between, real": rows},
+        "interpolation": {"real, decoded between, real": strips},
         "posterior": {
             "mean in each dimension, one image": mean[0],
             "log-variance, the same image": logvar[0],
@@ -504,7 +506,7 @@ def main(argv=None):
 
     metrics["wall_seconds"] = time.perf_counter() - started
     write(args.out / "metrics.json", json.dumps(metrics, indent=1).encode())
-    table = [f"{k:24} {round(x, 6)}" for k, x in metrics.items() if isinstance(x, int | float)]
+    table = [f"{k:24} {round(v, 6)}" for k, v in metrics.items() if isinstance(v, int | float)]
     try:
         print(*table, f"metrics.json, model.pt, pictures: {args.out}", sep="\n", flush=True)
     except (OSError, ValueError):  # what cannot be told must not cost the work its exit status

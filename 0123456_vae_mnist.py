@@ -64,7 +64,7 @@ def parse_args(argv=None):
         data = made
     add = parser.add_argument
     add("--data", type=Path, default=data, help=f"folder of {FILE}")
-    add("--out", type=Path, help=f"folder of what is written (else: results/{NAME}/kl...)")
+    add("--out", type=Path, help=f"folder of what is written; None: results/{NAME}/kl...")
     add("--kl-weight", type=float, default=1.0, help="lambda, the weight of the KL term")
     add("--latent-dim", type=int, default=LATENT_DIM, help="dimensions of z")
     add("--epochs", type=int, default=EPOCHS, help="passes over the images")
@@ -72,7 +72,7 @@ def parse_args(argv=None):
     add("--lr", type=float, default=LR, help="peak learning rate")
     add("--seed", type=int, default=0, help="seed of all but the split")
     add("--device", choices=["auto", *devices], default="auto", help="where to compute")
-    add("--resume", action="store_true", help="go on from the last epoch of an interrupted run")
+    add("--resume", action="store_true", help="go on from where an interrupted run was saved")
     add("--eval-only", action="store_true", help="figures and pictures of the model.pt in --out")
     add("--dry-run", action="store_true", help="a little of everything, in a folder of its own")
     args = parser.parse_args(argv)
@@ -82,9 +82,8 @@ def parse_args(argv=None):
             parser.error(f"argument --{name.replace('_', '-')}: not from {low} to 2**31")
     args.device = args.device.replace("auto", devices[-1])
     args.epochs = 1 if args.dry_run else args.epochs
-    trial = "dry_run" if args.dry_run else ""
-    usual = Path("results", trial, NAME, f"kl{args.kl_weight:g}")
-    args.out = args.out / trial if args.out else usual
+    dry = "dry_run" if args.dry_run else ""
+    args.out = args.out / dry if args.out else Path("results", dry, NAME, f"kl{args.kl_weight:g}")
     if args.data == made:
         print(f"notice: results are of made data, {args.data}", file=sys.stderr)
     return args
@@ -110,7 +109,7 @@ def write(path, data):
 
 
 # -------------------------------------------------------------------------------------------- data
-# This section and the next are of these images; the others are the same for digits and for faces.
+# This section and the next are of digits; the rest serves faces too, so some arguments go unused.
 def load_images(args):
     """The digits of TibetanMNIST.npz, uint8 (N, 1, 28, 28): 255 where above 127, else 0."""
     path = args.data / FILE
@@ -120,13 +119,11 @@ def load_images(args):
     except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
         fail(f"no array `image` of 28 x 28 in {path} ({error}): name the file's folder by --data")
     if len(images) < 640:
-        fail(f"{len(images)} images in {path}: at least 640 are needed")
+        fail(f"{len(images)} images in {path}, 640 are needed: name another folder by --data")
     pixels = images * 255 if images.max() < 2 else images
-    white = pixels > 127
-    meant = pixels.min() > -77 and pixels.max() < 332  # resizing overshoots by up to 0.3
-    if not meant or not 0 < white.mean() < 1:
+    if not -77 < pixels.min() <= 127 < pixels.max() < 332:  # resizing overshoots by up to 0.3
         fail(f"pixels in {path} are from {images.min()} to {images.max()}: scale them, 0 to 255")
-    return torch.from_numpy(white * np.uint8(255))[: 700 if args.dry_run else None]
+    return torch.from_numpy((pixels > 127) * np.uint8(255))[: 700 if args.dry_run else None]
 
 
 def training_input(images, progress):
@@ -150,7 +147,7 @@ class Group(nn.Module):
         self.refine = nn.Sequential(nn.LayerNorm(W), nn.Linear(W, W), nn.SiLU(), nn.Linear(W, W))
 
     def forward(self, state, z):
-        """state (B, W) and the group's z (B, size) -> the state below, (B, W)."""
+        """state (B, W) and the group's z (B, size) -> the state that the next group sees."""
         state = state + self.lift(z)
         return state + self.refine(state)
 
@@ -160,23 +157,23 @@ class VAE(nn.Module):
     of x and the state that the groups above make (after Sonderby et al. 2016). p(x|z) is a
     Bernoulli in every pixel."""
 
-    def __init__(self, latent_dim, width=256):
+    def __init__(self, latent_dim, W=256):
         super().__init__()
-        self.sizes = [len(group) for group in torch.arange(latent_dim).split(4)]
-        self.groups = nn.ModuleList(Group(size, width) for size in self.sizes)
-        self.start = nn.Parameter(torch.zeros(width))
+        parts = torch.arange(latent_dim).split(4)
+        self.groups = nn.ModuleList(Group(len(part), W) for part in parts)
+        self.start = nn.Parameter(torch.zeros(W))
         self.features = nn.Sequential(
             nn.Conv2d(1, 24, 4, 2, 1),  # (B, 24, 14, 14)
             nn.SiLU(),
             nn.Conv2d(24, 64, 4, 2, 1),  # (B, 64, 7, 7)
             nn.SiLU(),
             nn.Flatten(),
-            nn.Linear(64 * 7 * 7, width),
-            nn.LayerNorm(width),
+            nn.Linear(64 * 7 * 7, W),
+            nn.LayerNorm(W),
         )
         self.decoder = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, 64 * 4 * 4),
+            nn.LayerNorm(W),
+            nn.Linear(W, 64 * 4 * 4),
             nn.SiLU(),
             nn.Unflatten(1, (64, 4, 4)),
             nn.ConvTranspose2d(64, 64, 3, 2, 1),  # (B, 64, 7, 7)
@@ -188,8 +185,8 @@ class VAE(nn.Module):
         self.to(memory_format=torch.channels_last)  # the faster order on a CPU
 
     def sample_posterior(self, x, noise=True):
-        """z, mean and log-variance of q(z|x), (B, Z) each. A group's depend on the z above, which
-        is drawn, or without noise the mean."""
+        """z, mean and log-variance of q(z|x), (B, Z) each. Those of a group depend on the z of the
+        groups above, which is drawn, or without noise the mean."""
         features = self.features(2 * x - 1)
         state = self.start.expand_as(features)
         parts = []
@@ -213,7 +210,7 @@ class VAE(nn.Module):
     def decode(self, z):
         """z (B, Z) -> Bernoulli logits (B, 1, 28, 28)."""
         state = self.start.expand(len(z), -1)
-        for group, part in zip(self.groups, z.split(self.sizes, 1), strict=True):
+        for group, part in zip(self.groups, z.split(4, 1), strict=True):
             state = group(state, part)
         return self.decoder(state)
 
@@ -237,7 +234,7 @@ def own_figures(model, test, mean, loss):
     importance samples each (Burda et al. 2016, equation 8); of fewer images by fewer."""
     x = test[:500] / 255
     log_weights = []
-    for _ in range(len(x)):
+    for _ in tqdm(range(len(x)), "IW-NLL", disable=None):
         z, mean, logvar = model.sample_posterior(x)
         log_ratio = (z.square() - (z - mean).square() / logvar.exp() - logvar).sum(1) / 2  # q / p
         log_weights.append(model.likelihood(z).log_prob(x).flatten(1).sum(1) - log_ratio)
@@ -249,8 +246,7 @@ def own_figures(model, test, mean, loss):
 def split(images):
     """Training, validation (1 in 20) and test images (1 in 10): the same ones whatever --seed."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    tenth = len(images) // 10
-    test, validation, rest = order.tensor_split([tenth, tenth + len(images) // 20])
+    test, validation, rest = order.tensor_split([len(images) // 10, 3 * len(images) // 20])
     return images[rest], images[validation], images[test]
 
 
@@ -275,8 +271,8 @@ def train_round(args, model, optimizer, images, done):
     model.train()
     torch.manual_seed(10**6 * args.seed + done)  # a resumed run draws the same
     epoch = torch.Generator().manual_seed(10**6 * args.seed + done // ROUNDS)
-    order = torch.randperm(len(images), generator=epoch).tensor_split(ROUNDS)[done % ROUNDS]
-    batches = order.to(images.device).split(args.batch_size)
+    order = torch.randperm(len(images), generator=epoch).to(images.device)
+    batches = order.tensor_split(ROUNDS)[done % ROUNDS].split(args.batch_size)
     total = 0
     for step, rows in enumerate(batches):
         progress = (done + step / len(batches)) / (args.epochs * ROUNDS)
@@ -301,13 +297,12 @@ def train(args, images, validation):
     path = args.out / "checkpoint.pt"
     torch.manual_seed(args.seed)
     if args.resume and path.exists():
-        model, _ = load_checkpoint(path)
+        model, _ = load_checkpoint(path, args.device)
         if model.saved["config"] != config:
             fail(f"other options or images made {path}: leave out --resume")
     else:
-        model = new_model(args, images)
-        model.saved = {"config": config, "history": [], "seconds": 0.0}
-    model.to(args.device)
+        model = new_model(args, images).to(args.device)
+        model.saved = {"config": config, "history": [], "seconds": 0.0, "device": args.device}
     saved = model.saved
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
     if saved["history"]:
@@ -336,7 +331,8 @@ def train(args, images, validation):
 
 
 def load_checkpoint(path, device="cpu"):
-    """(model, options) of a model.pt, on a device; the model in eval mode. Runs no code from it."""
+    """(model, options) of a model.pt, on a device; the model in eval mode, and model.saved all that
+    the file holds. Runs no code from it."""
     try:
         if zipfile.ZipFile(path).testzip():  # torch itself looks at no checksum
             raise ValueError("damaged")
@@ -345,7 +341,7 @@ def load_checkpoint(path, device="cpu"):
         model = VAE(config.latent_dim)
         model.load_state_dict(saved["weights"])
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        fail(f"cannot load {path} ({error!r}): name another --out or train without --resume")
+        fail(f"cannot load {path} ({error!r}): name another --out or train anew")
     model.saved = saved
     return model.to(device).eval(), config
 
@@ -382,6 +378,13 @@ def sample_mixture(codes, n, components=500, steps=30):
         covariance = (codes.T @ codes - centre.T @ (weight[:, None] * centre)) / len(codes) + floor
     noise = torch.randn(n, len(floor)).double() @ torch.linalg.cholesky(covariance).T
     return centre[weight.multinomial(n, replacement=True)] + noise
+
+
+def interpolate(one, two, way):
+    """Codes (..., Z), a share `way` of the path from one to two: on the line, but drawn out to the
+    length of codes, for what is nearer to 0 decodes to something average (White 2016)."""
+    length = torch.lerp(one.norm(dim=-1, keepdim=True), two.norm(dim=-1, keepdim=True), way)
+    return length * nn.functional.normalize(torch.lerp(one, two, way), dim=-1)
 
 
 # ----------------------------------------------------------------------------------------- figures
@@ -441,18 +444,17 @@ def main(argv=None):
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "config": model.saved["config"],
         "seed": config.seed,
-        "device": args.device,
+        "device": model.saved["device"],
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
     }
 
     x = test[:64] / 255
     codes = mean.float()
-    prior = torch.randn(64, config.latent_dim)
     mixture = sample_mixture(infer(model, images[:10_000])[2], 64).float()
     way = torch.linspace(0, 1, 6)[:, None]
-    z = (1 - way) * codes[:16:2, None] + way * codes[1:16:2, None]  # (8, 6, Z)
+    z = interpolate(codes[:16:2, None], codes[1:16:2, None], way)  # (8, 6, Z)
     between = model.likelihood(z.flatten(0, 1)).mean.unflatten(0, (8, 6))
-    rows = torch.cat([x[:16:2, None], between, x[1:16:2, None]], 1).flatten(0, 1)
+    strips = torch.cat([x[:16:2, None], between, x[1:16:2, None]], 1).flatten(0, 1)
     history = torch.tensor([[*point.values()] for point in model.saved["history"]])
     distortion, rate = history.view(-1, 2, 2).unbind(2)  # (rounds, 2), training and validation
     objective = distortion + config.kl_weight * rate
@@ -460,10 +462,10 @@ def main(argv=None):
         "curves": {"loss": objective, "reconstruction": distortion, "KL": rate},
         "reconstructions": {"real": x, "reconstructed": model.likelihood(codes[:64]).mean},
         "samples": {
-            "prior: N(0, I)": model.likelihood(prior).mean,
+            "prior: N(0, I)": model.likelihood(torch.randn(64, config.latent_dim)).mean,
             "a mixture fitted to the training codes": model.likelihood(mixture).mean,
         },
-        "interpolation": {"real, decoded between, real": rows},
+        "interpolation": {"real, decoded between, real": strips},
         "posterior": {
             "mean in each dimension, one image": mean[0],
             "log-variance, the same image": logvar[0],
@@ -475,7 +477,7 @@ def main(argv=None):
 
     metrics["wall_seconds"] = time.perf_counter() - started
     write(args.out / "metrics.json", json.dumps(metrics, indent=1).encode())
-    table = [f"{k:24} {round(x, 6)}" for k, x in metrics.items() if isinstance(x, int | float)]
+    table = [f"{k:24} {round(v, 6)}" for k, v in metrics.items() if isinstance(v, int | float)]
     try:
         print(*table, f"metrics.json, model.pt, pictures: {args.out}", sep="\n", flush=True)
     except (OSError, ValueError):  # what cannot be told must not cost the work its exit status

@@ -117,18 +117,25 @@ def train_judge(images, labels):
     return judge.eval()
 
 
+def codes_by_name(script, model, config, parts, n):
+    """Codes (N, Z): of the test images, half way between two of them, and n sampled ones."""
+    codes, ends = (script.infer(model, images)[2] for images in (parts[0][:10_000], parts[2]))
+    return {
+        "reconstructions": ends,
+        "midway": script.interpolate(ends, ends.roll(1, 0), 0.5),
+        "midway_straight": (ends + ends.roll(1, 0)) / 2,
+        "prior": torch.randn(n, config.latent_dim),
+        "mixture": script.sample_mixture(codes, n),
+    }
+
+
 def digits_measures(script, model, config, parts, data):
     """Share of pictures that the judge gives over 0.9 to one class; the pixels' cross-entropy."""
     labels = torch.from_numpy(np.load(Path(data) / script.FILE)["label"]).long()
     train, _, test = (images / 255 for images in parts)
     judge = train_judge(train, script.split(labels)[0]).requires_grad_(False)
-    codes = script.infer(model, parts[0])[2]
     pictures = {"real": test}
-    for name, z in {
-        "reconstructions": script.infer(model, parts[2])[2],
-        "prior": torch.randn(10_000, config.latent_dim),
-        "mixture": script.sample_mixture(codes, 10_000),
-    }.items():
+    for name, z in codes_by_name(script, model, config, parts, 10_000).items():
         pictures[name] = model.likelihood(z.float()).mean
     entropy = F.binary_cross_entropy(train.mean(0), test.mean(0), reduction="sum").item()
     sure = {name: judge(x).softmax(1).amax(1) > 0.9 for name, x in pictures.items()}
@@ -169,17 +176,12 @@ def sliced_wasserstein(one, two, patches=32, projections=128):
 
 
 def faces_measures(script, model, config, parts, data):
-    """Sliced Wasserstein distances to the test faces; eigenvalues of the codes' covariance; how
-    many principal components have more variance than lambda sigma^2."""
+    """Sliced Wasserstein distances to the test faces; how codes and principal components vary."""
     train, _, test = parts
     _, _, codes, logvar = script.infer(model, train[:10_000])
     real = test / 255
     figures = {"swd_real": sliced_wasserstein(train[: len(test)] / 255, real)}
-    for name, z in {
-        "reconstructions": script.infer(model, test)[2],
-        "prior": torch.randn(len(test), config.latent_dim),
-        "mixture": script.sample_mixture(codes, len(test)),
-    }.items():
+    for name, z in codes_by_name(script, model, config, parts, len(test)).items():
         figures[f"swd_{name}"] = sliced_wasserstein(model.likelihood(z.float()).mean, real)
     eigenvalues = torch.linalg.eigvalsh(model.reparameterize(codes, logvar).T.cov())
     figures["code_eigenvalues_least_greatest"] = eigenvalues[[0, -1]].tolist()

@@ -177,6 +177,13 @@ def test_the_mixture_finds_the_clusters(V):
     torch.testing.assert_close(width, torch.tensor([0.8, 2.0]), rtol=0.2, atol=0)
 
 
+def test_interpolation_keeps_the_length_of_codes(V):
+    ends, way = torch.tensor([[4.0, 0], [0, 2]]), torch.tensor([[0.0], [0.5], [1]])
+    z = V.interpolate(ends[:1], ends[1:], way)
+    torch.testing.assert_close(z[[0, 2]], ends)
+    torch.testing.assert_close(z[1], torch.tensor([2.0, 1]) * 3 / 5**0.5)
+
+
 def test_split_is_fixed_and_disjoint(V):
     parts = V.split(torch.arange(1000))
     torch.manual_seed(2)
@@ -212,7 +219,7 @@ def test_digits_that_are_plainly_meant(tmp_path, image):
 
 
 WRONG = [(np.zeros((784, 32, 32), np.uint8), "28 x 28"), (np.full((640, 28, 28), "a"), "28 x 28")]
-WRONG += [(np.full((640, 28, 28), None), "allow_pickle"), (GREY[:0], "at least 640")]
+WRONG += [(np.full((640, 28, 28), None), "allow_pickle"), (GREY[:0], "640 are needed")]
 WRONG += [(np.full((640, 28, 28), flat), "scale") for flat in (np.nan, 255, 0)]
 WRONG += [(GREY / 127.5 - 1, "scale"), (GREY // 100, "scale")]
 
