@@ -71,8 +71,8 @@ def parse_args(argv=None):
         data = made
     add = parser.add_argument
     add("--data", type=Path, default=data, help="folder of train.csv and test.csv")
-    add("--out", type=Path, help="folder of what is written (else: results/transformer)")
-    add("--submission", type=Path, help="for Kaggle (else: submission.csv, inside --out if given)")
+    add("--out", type=Path, help="folder of what is written; None: results/transformer")
+    add("--submission", type=Path, help="for Kaggle; None: submission.csv, inside --out if given")
     add("--tokenizer", choices=TOKENIZERS, default="wordpunct", help="NLTK tokenizer")
     add("--min-count", type=int, default=2, help="times a word must occur")
     add("--max-len", type=int, default=128, help="tokens kept of a text")
@@ -170,13 +170,13 @@ def clean(text):
     """Lower case, without crumbs of HTML: ` #39;s` is `'s`, `&lt;b&gt;` a blank, `\\$44` $44."""
     text = re.sub(r"\s?&?#39;", "'", text.replace("&amp;", "&"))
     text = re.sub(r"&?(#\d{2,4}|\b(?:quot|amp|lt|gt|nbsp));", r"&\1;", text)
-    text = html.unescape(re.sub(r"#\d{8,}", "#", text))  # it fails for thousands of digits
+    text = html.unescape(re.sub(r"#\d{8,}", "#", text))  # unescape raises at too many
     return re.sub(r"<[^<>]*>|\\", " ", text).lower()
 
 
 def load_news(args):
-    """Tables of train.csv (tokens, target, fold) and test.csv (id, tokens), and the classes: the
-    labels of train.csv (3.0 is 3), sorted. A target is the index of one."""
+    """Tables of train.csv, with columns tokens, target and fold, and of test.csv, with tokens; and
+    the classes: the labels (3.0 is 3), sorted as text. A target is the index of one."""
     train = read_table(args.data / "train.csv", ["id", "label"])
     test = read_table(args.data / "test.csv", ["id"])
     labels = train["label"].str.replace(r"^(\d+)\.0$", r"\1", regex=True)  # a float's 3.0
@@ -321,7 +321,7 @@ class TransformerClassifier(nn.Module):
             nn.init.normal_(self.embedding.weight, std=0.1)
         else:
             self.project = nn.Linear(vectors.size(1), D)
-        # Sinusoidal positions (section 3.5), scaled to the size of the word vectors.
+        # Sinusoidal positions (section 3.5), scaled to the size of fresh word vectors.
         angle = torch.arange(config.max_len)[:, None] * 10000 ** (-torch.arange(0, D, 2) / D)
         position = 0.1 * torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :D]
         self.register_buffer("position", position, persistent=False)  # (T, D)
@@ -347,7 +347,7 @@ class TransformerClassifier(nn.Module):
             maps.append(weights)
         x = self.norm(x).masked_fill(~mask[..., None], torch.finfo(x.dtype).min)
         logits = self.classify(x.amax(1))  # the largest over the text of each of the D features
-        if not self.training:  # they fit their own training rows: nothing would be left to learn
+        if not self.training:  # ratios know their own rows: little would be left to learn
             ratios = self.ratios[tokens].sum(1) / mask.sum(1, keepdim=True).sqrt()  # (B, C)
             logits = logits + self.trust * ratios
         return (logits, maps) if return_attention else logits
@@ -361,7 +361,7 @@ def log_count_ratios(texts, targets, n_words, n_classes):
         counts[:, target] += torch.bincount(text, minlength=n_words)
     counts[[PAD, UNK]] = 0
     seen = counts.sum(1, keepdim=True) > 0  # some pretrained words occur in other rows only
-    log_p = ((counts + 0.5) / ((counts + 0.5) * seen).sum(0)).log()
+    log_p = ((counts + 0.5) / ((counts + 0.5) * seen).sum(0).clamp(min=0.5)).log()
     return (log_p - log_p.mean(1, keepdim=True)) * seen
 
 
@@ -402,7 +402,7 @@ def train_epoch(model, optimizer, scheduler, texts, targets, args):
 
 
 def train_fold(args, train, fold, classes, known, vectors):
-    """The model of the rows outside `fold`; its `history`, a dict an epoch, chooses nothing."""
+    """The model of the rows outside `fold`; its `history`, a dict an epoch, is only recorded."""
     torch.manual_seed(1000 * args.seed + fold)
     inside = train[train["fold"] != fold]
     held = train[train["fold"] == fold]
@@ -414,8 +414,8 @@ def train_fold(args, train, fold, classes, known, vectors):
     optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), args.lr)
     steps = max(3, args.epochs * math.ceil(len(texts) / args.batch_size))
     warm_up = max(2, round(steps / 10)) / steps  # whole steps: one of them has the very peak
-    rules = {"pct_start": warm_up, "anneal_strategy": args.schedule, "cycle_momentum": False}
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, **rules)
+    options = {"pct_start": warm_up, "anneal_strategy": args.schedule, "cycle_momentum": False}
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, **options)
     model.history = []
     for epoch in range(args.epochs):
         started = time.perf_counter()
@@ -448,7 +448,7 @@ def load_checkpoint(path, device="cpu"):
             model.history = history
             models.append(model)
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        fail(f"cannot load {path} ({error!r}): name another --out or train without --resume")
+        fail(f"cannot load {path} ({error!r}): name another --out or train anew")
     return [model.to(device).eval() for model in models], config
 
 
@@ -500,10 +500,11 @@ def draw_confusion(confusion, classes):
 @torch.no_grad()
 def draw_attention(model, held, oof, classes):
     """The last layer's attention in each head, and what each word gets of it, for the two surest
-    right and the two surest wrong predictions of short texts that the model has not seen."""
+    right and two surest wrong predictions of (short) texts that the model has not seen."""
     sure, guess = oof[held.index].max(1)
     rows = held.assign(sure=sure.numpy(), guess=guess.numpy()).sort_values("sure", ascending=False)
-    rows = rows[rows["tokens"].str.len().between(8, 36)]
+    short = rows["tokens"].str.len().between(8, 36)
+    rows = rows[short] if short.any() else rows
     rows = rows.groupby(rows["guess"] == rows["target"]).head(2)
     figure = matplotlib.figure.Figure((12, 20), layout="constrained")
     for part, row in zip(figure.subfigures(4), rows.itertuples(), strict=False):
@@ -548,9 +549,8 @@ def main(argv=None):
     for k in tqdm(range(len(models), args.folds), unit="fold", disable=None):
         models.append(train_fold(args, train, k, classes, known, vectors))
         folds = [(model.vocabulary, model.history, model.state_dict()) for model in models]
-        saved = {"config": config, "vectors": vectors, "folds": folds}
         buffer = io.BytesIO()
-        torch.save({"transformer": saved}, buffer)
+        torch.save({"transformer": {"config": config, "vectors": vectors, "folds": folds}}, buffer)
         write(path, buffer.getvalue())
     write(args.out / "model.pt", path.read_bytes())
     oof = torch.zeros(len(train), len(classes), dtype=torch.double)
