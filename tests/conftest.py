@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data" / "sample"
-QUIET = {"deadline": None, "suppress_health_check": [*HealthCheck]}
-FUZZ = settings(max_examples=int(os.environ.get("FUZZ", 200)), **QUIET)
+FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=[*HealthCheck])
 
 
 @functools.cache

@@ -22,9 +22,8 @@ QUESTIONS = (  # of the assignment: what the heading that answers each has in it
 
 
 def test_the_pdf_is_what_its_sources_give():
-    """Twice the same bytes: there is no date or order of files in it."""
     pdf = (ROOT / "report.pdf").read_bytes()
-    assert pdf == build() == build(), "run python report/make_report.py"
+    assert pdf == build() == build(), "run python report/make_report.py"  # no date, no order in it
 
 
 def test_pages_headings_and_captions():
