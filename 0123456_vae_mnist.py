@@ -184,10 +184,10 @@ class VAE(nn.Module):
         )
         self.to(memory_format=torch.channels_last)  # the faster order on a CPU
 
-    def sample_posterior(self, x, noise=True):
+    def sample_posterior(self, x, noise=True, features=None):
         """z, mean and log-variance of q(z|x), (B, Z) each. Those of a group depend on the z of the
-        groups above, which is drawn, or without noise the mean."""
-        features = self.features(2 * x - 1)
+        groups above, which is drawn, or without noise the mean. Features given serve again."""
+        features = self.features(2 * x - 1) if features is None else features
         state = self.start.expand_as(features)
         parts = []
         for group in self.groups:
@@ -233,9 +233,10 @@ def own_figures(model, test, mean, loss):
     """IW-NLL: -log p(x) of 500 test images in nats, on average bounded from above by k = 500
     importance samples each (Burda et al. 2016, equation 8); of fewer images by fewer."""
     x = test[:500] / 255
+    features = model.features(2 * x - 1)
     log_weights = []
     for _ in tqdm(range(len(x)), "IW-NLL", disable=None):
-        z, mean, logvar = model.sample_posterior(x)
+        z, mean, logvar = model.sample_posterior(x, features=features)
         log_ratio = (z.square() - (z - mean).square() / logvar.exp() - logvar).sum(1) / 2  # q / p
         log_weights.append(model.likelihood(z).log_prob(x).flatten(1).sum(1) - log_ratio)
     bound = math.log(len(x)) - torch.stack(log_weights).logsumexp(0)

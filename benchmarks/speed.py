@@ -88,11 +88,12 @@ def digits(data):
     class Rival(script.VAE):
         def __init__(self, latent_dim):
             nn.Module.__init__(self)
+            self.features = nn.Identity()
             layers = nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 2 * latent_dim)
             self.encoder = nn.Sequential(*layers)
             self.decoder = nn.Sequential(nn.Linear(latent_dim, 400), nn.ReLU(), nn.Linear(400, 784))
 
-        def sample_posterior(self, x, noise=True):
+        def sample_posterior(self, x, noise=True, features=None):
             mean, logvar = self.encoder(x.flatten(1)).chunk(2, 1)
             return self.reparameterize(mean, logvar) if noise else mean, mean, logvar
 
