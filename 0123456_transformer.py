@@ -170,7 +170,7 @@ def clean(text):
     """Lower case, without crumbs of HTML: ` #39;s` is `'s`, `&lt;b&gt;` a blank, `\\$44` $44."""
     text = re.sub(r"\s?&?#39;", "'", text.replace("&amp;", "&"))
     text = re.sub(r"&?(#\d{2,4}|\b(?:quot|amp|lt|gt|nbsp));", r"&\1;", text)
-    text = html.unescape(re.sub(r"#\d{8,}", "#", text))  # unescape raises at too many
+    text = html.unescape(re.sub(r"#\d{8,}", "#", text))  # unescape raises at too long
     return re.sub(r"<[^<>]*>|\\", " ", text).lower()
 
 
@@ -500,7 +500,7 @@ def draw_confusion(confusion, classes):
 @torch.no_grad()
 def draw_attention(model, held, oof, classes):
     """The last layer's attention in each head, and what each word gets of it, for the two surest
-    right and two surest wrong predictions of (short) texts that the model has not seen."""
+    right and two surest wrong predictions; of short texts, if any, that the model has not seen."""
     sure, guess = oof[held.index].max(1)
     rows = held.assign(sure=sure.numpy(), guess=guess.numpy()).sort_values("sure", ascending=False)
     short = rows["tokens"].str.len().between(8, 36)

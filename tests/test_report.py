@@ -44,7 +44,6 @@ def test_no_measured_number_is_typed_by_hand():
 
 
 def test_readme_quotes_the_results():
-    """Every figure of README's tables stands in report/results, rounded."""
     results = load_results()
     seeds = ["transformer", *(f"transformer_seed{seed}" for seed in range(1, 5))]
     rows = [[results[name]["oof_accuracy"] for name in seeds]]

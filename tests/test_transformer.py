@@ -377,6 +377,7 @@ def test_out_has_its_own_submission(folder, monkeypatch):
         names = {path.name for path in (folder / place).iterdir()}
         assert names == {"metrics.json", "model.pt", "checkpoint.pt", "submission.csv", *pictures}
     assert not (folder / "submission.csv").exists() and not (folder / "mine.csv").exists()
+    assert (folder / "o" / "attention.png").stat().st_size > 30_000  # not blank
 
 
 def test_a_loss_that_is_not_finite(folder, capsys, monkeypatch):

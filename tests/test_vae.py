@@ -79,19 +79,21 @@ def test_interface(V, model, images):
 
 
 def test_the_kl_term_has_the_weight_lambda(V, images, monkeypatch):
-    """From 0, at the start: a model whose two terms are its two weights, and their gradients."""
-    model = torch.nn.Module()
+    """From 0, of a model whose terms are its two weights; an epoch's rounds see each image once."""
+    model, seen = torch.nn.Module(), []
     model.terms = torch.nn.Parameter(torch.zeros(2))
 
     def elbo_terms(model, x):
         return model.terms[0].expand(len(x)), model.terms[1].expand(len(x), 3)
 
     monkeypatch.setattr(V, "elbo_terms", elbo_terms)
+    monkeypatch.setattr(V, "training_input", lambda images, progress: seen.append(images) or images)
     args = SimpleNamespace(epochs=2, batch_size=9, lr=1.0, kl_weight=7.0, seed=0)
-    optimizer = torch.optim.SGD(model.parameters())
-    for done, gradient in ((0, 0.0), (V.ROUNDS, 21.0)):  # first step of the first, second epoch
-        V.train_round(args, model, optimizer, images, done)
-        assert model.terms.grad.tolist() == [1.0, gradient]
+    for done in range(V.ROUNDS + 1):
+        V.train_round(args, model, torch.optim.SGD(model.parameters()), images, done)
+        assert model.terms.grad.tolist() == [1.0, 21.0 * (done > 0)]
+    sums = (part.flatten(1).sum(1).sort()[0] for part in (images, torch.cat(seen[: V.ROUNDS])))
+    assert torch.equal(*sums)
 
 
 def test_later_groups_see_what_was_drawn_for_earlier_ones():
@@ -132,8 +134,7 @@ def test_faces_start_as_probabilistic_pca():
     eigenvalues = singular.square() / 700
     variance = eigenvalues[5:].sum() / (12288 - 5)
     signal = model.linear_out.weight.double().square().sum(0) / FACES.SLOW**2
-    left = (eigenvalues[4] - signal[4]) / variance  # for the noise: one variance
-    assert left.item() == pytest.approx(1, abs=0.3)
+    assert ((eigenvalues[4] - signal[4]) / variance).item() == pytest.approx(1, abs=0.3)
     factors = components[:5].T * (eigenvalues[:5] - variance).sqrt()
     exact = LowRankMultivariateNormal(flat.mean(0), factors, variance.expand(12288))
     reconstruction, kl, _, _ = FACES.infer(model, images.repeat(9, 1, 1, 1))
@@ -263,8 +264,8 @@ def test_faces_as_a_viewer_shows_them():
         face = FACES.read_image(io.BytesIO(data))
         assert face.shape == (3, 64, 64) and face.dtype == torch.uint8
         assert (face[:, :40].float() - 200).abs().max() < 6
-    dark = png(Image.fromarray(np.full((64, 64), 255, np.uint16)))
-    assert FACES.read_image(io.BytesIO(dark)).max() == 0
+    dark = Image.fromarray(np.full((64, 64), 255, np.uint16))
+    assert FACES.read_image(io.BytesIO(png(dark))).max() == 0
     palette = png(Image.new("P", (64, 64), 3), "GIF", transparency=3)
     for data in (png(Image.new("RGBA", (64, 64), (9, 9, 9, 0))), palette):
         assert FACES.read_image(io.BytesIO(data)).min() == 255
