@@ -116,8 +116,8 @@ def test_telling_costs_no_work(path, tmp_path):
 
 @each
 def test_a_copy_alone_needs_data_and_says_so(path, tmp_path):
-    (tmp_path / "copy.py").write_bytes(path.read_bytes())
-    process = subprocess.run([sys.executable, "copy.py"], cwd=tmp_path, capture_output=True, text=True)
+    (tmp_path / "a.py").write_bytes(path.read_bytes())
+    process = subprocess.run([sys.executable, "a.py"], cwd=tmp_path, capture_output=True, text=True)
     last = process.stderr.splitlines()[-1]
     assert process.returncode == 2 and last.startswith("error: no ") and "--data" in last
 
