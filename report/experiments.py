@@ -3,8 +3,8 @@
     python report/experiments.py --data DIR                 everything
     python report/experiments.py --data DIR vae_mnist_kl0   some results, by their names
 
-Each leaves report/results/NAME.json and pictures in report/figures; a run stays in
-results/report/NAME. Frozen, no command makes them: ablations, rewrite, tried and trade.
+Each leaves report/results/NAME.json; a run stays in results/report/NAME. `figures` draws the
+report's pictures of those runs into report/figures.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,17 +31,22 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "report" / "results"
-FIGURES = ROOT / "report" / "figures"
+VARIANTS = {  # of the classifier, three seeds each
+    "scratch": "--embeddings none",
+    "whitespace": "--tokenizer whitespace",
+    "treebank": "--tokenizer treebank",
+    "toktok": "--tokenizer toktok",
+    "tweet": "--tokenizer tweet",
+    "keep_words": "--word-dropout 0",
+    "two_layers": "--nlayers 2",
+    "one_head": "--nhead 1",
+}
 RUNS = {  # name: options of the script that its name begins with
     "transformer": "",
     **{f"transformer_seed{seed}": f"--seed {seed}" for seed in range(1, 5)},
-    **{f"transformer_scratch{seed}": f"--embeddings none --seed {seed}" for seed in range(3)},
     **{f"vae_{k}_kl{w}": f"--kl-weight {w}" for k in ("mnist", "anime") for w in (0, 1, 100)},
     **{f"vae_{k}_kl1_seed{n}": f"--seed {n}" for k in ("mnist", "anime") for n in (1, 2)},
-    "vae_anime_random": "",
-    "vae_anime_random_kl0": "--kl-weight 0",
-    **{f"vae_anime_kl0_epochs{n}": f"--kl-weight 0 --epochs {n}" for n in (1, 3)},
-    **{f"vae_anime_random_kl0_epochs{n}": f"--kl-weight 0 --epochs {n}" for n in (1, 3)},
+    **{f"transformer_{v}{n}": f"{o} --seed {n}" for v, o in VARIANTS.items() for n in range(3)},
 }
 
 
@@ -70,30 +74,40 @@ def run(name, data):
     """Run a script; its metrics, and of an autoencoder the measures."""
     kind = "transformer" if name.startswith("transformer") else name[: len("vae_mnist")]
     script = load_script(kind)
-
-    def random_start(args, images):  # instead of what PCA gives
-        model = script.VAE(args.latent_dim)
-        model.average.data = (images[:10_000] / 255).mean(0)
-        nn.init.orthogonal_(model.linear_in.weight)
-        nn.init.orthogonal_(model.linear_out.weight)
-        return model
-
-    if "random" in name:
-        script.SLOW = 1  # the linear maps learn as fast as the rest
-        script.new_model = random_start
     out = ROOT / "results" / "report" / name
-    metrics = script.main([*RUNS[name].split(), "--data", str(data), "--out", str(out)])
-    if re.search("transformer$|_random$|_kl[0-9]+$", name):
-        for path in out.glob("samples.png" if "random" in name else "*.png"):
-            shutil.copy(path, FIGURES / f"{name}_{path.name}")
+    options = [*RUNS[name].split(), "--data", str(data), "--out", str(out)]
     if kind == "transformer":
-        return metrics
-    model, config = script.load_checkpoint(out / "model.pt")
-    model.requires_grad_(False)
-    images = script.split(script.load_images(script.parse_args(["--data", str(data)])))
+        return script.main([*options, "--submission", str(out / "submission.csv")])
+    metrics = script.main(options)
+    model, _ = script.load_checkpoint(out / "model.pt")
+    parts = script.split(script.load_images(script.parse_args(["--data", str(data)])))
     torch.manual_seed(0)
     measures = digits_measures if kind == "vae_mnist" else faces_measures
-    return metrics | measures(script, model, config, images, data)
+    size = {"parameters": sum(weight.numel() for weight in model.parameters())}
+    return metrics | size | measures(script, model, parts, data)
+
+
+def decode(model, z):
+    """Pictures of codes (N, Z)."""
+    return torch.cat([model.likelihood(part.float()).mean for part in z.split(250)])
+
+
+def sample_mixture(codes, n, components=300, steps=30):
+    """n draws (n, Z) of a mixture of Gaussians, of one covariance, that EM fits to codes (N, Z):
+    "ex-post density estimation" (Ghosh et al. 2020)."""
+    floor = torch.diag(1e-3 * codes.var(0) + 1e-9)
+    covariance = 0.2 * codes.T.cov() + floor
+    centre = codes[torch.randperm(len(codes))[:components]]  # (K, Z)
+    weight = torch.ones(len(centre))
+    for _ in range(steps):
+        white = torch.linalg.cholesky(covariance).inverse().T
+        distance = torch.cdist(codes @ white, centre @ white).square()
+        share = (weight.log() - distance / 2).softmax(1)  # E: of each component in each code
+        weight = share.sum(0).clamp(min=1e-6)
+        centre = share.T @ codes / weight[:, None]  # M
+        covariance = (codes.T @ codes - centre.T @ (weight[:, None] * centre)) / len(codes) + floor
+    noise = torch.randn(n, len(floor)).double() @ torch.linalg.cholesky(covariance).T
+    return centre[weight.multinomial(n, replacement=True)] + noise
 
 
 def train_judge(images, labels):
@@ -117,30 +131,25 @@ def train_judge(images, labels):
     return judge.eval()
 
 
-def codes_by_name(script, model, config, parts, n):
-    """Codes (N, Z): of the test images, half way between two of them, and n sampled ones."""
-    codes, ends = (script.infer(model, images)[2] for images in (parts[0][:10_000], parts[2]))
-    return {
-        "reconstructions": ends,
-        "midway": script.interpolate(ends, ends.roll(1, 0), 0.5),
-        "midway_straight": (ends + ends.roll(1, 0)) / 2,
-        "prior": torch.randn(n, config.latent_dim),
-        "mixture": script.sample_mixture(codes, n),
-    }
-
-
-def digits_measures(script, model, config, parts, data):
+def digits_measures(script, model, parts, data):
     """Share of pictures that the judge gives over 0.9 to one class; the pixels' cross-entropy."""
     labels = torch.from_numpy(np.load(Path(data) / script.FILE)["label"]).long()
     train, _, test = (images / 255 for images in parts)
     judge = train_judge(train, script.split(labels)[0]).requires_grad_(False)
-    pictures = {"real": test}
-    for name, z in codes_by_name(script, model, config, parts, 10_000).items():
-        pictures[name] = model.likelihood(z.float()).mean
-    entropy = F.binary_cross_entropy(train.mean(0), test.mean(0), reduction="sum").item()
+    codes = script.infer(model, parts[2])[2]
+    draws = sample_mixture(script.infer(model, parts[0][:5000])[2], 2000)
+    pictures = {
+        "real": test,
+        "reconstructions": decode(model, codes),
+        "midway": decode(model, script.interpolate(codes, codes.roll(1, 0), 0.5)),
+        "prior": decode(model, torch.randn(10_000, codes.size(1))),
+        "mixture": decode(model, draws),
+    }
     sure = {name: judge(x).softmax(1).amax(1) > 0.9 for name, x in pictures.items()}
     legible = {f"legible_{name}": share.float().mean().item() for name, share in sure.items()}
-    return {"test_pixel_cross_entropy_nats": entropy, **legible}
+    pixels = test.mean(0).clamp(1e-6, 1 - 1e-6)
+    entropy = F.binary_cross_entropy(pixels, pixels, reduction="sum").item()
+    return {"one_picture_nats": entropy, **legible}
 
 
 def sliced_wasserstein(one, two, patches=32, projections=128):
@@ -175,64 +184,36 @@ def sliced_wasserstein(one, two, patches=32, projections=128):
     return sum(distances) / len(distances)
 
 
-def faces_measures(script, model, config, parts, data):
-    """Sliced Wasserstein distances to the test faces; how codes and principal components vary."""
+def faces_measures(script, model, parts, data):
+    """Sliced Wasserstein distances to the test faces."""
     train, _, test = parts
-    _, _, codes, logvar = script.infer(model, train[:10_000])
-    real = test / 255
-    figures = {"swd_real": sliced_wasserstein(train[: len(test)] / 255, real)}
-    for name, z in codes_by_name(script, model, config, parts, len(test)).items():
-        figures[f"swd_{name}"] = sliced_wasserstein(model.likelihood(z.float()).mean, real)
-    eigenvalues = torch.linalg.eigvalsh(model.reparameterize(codes, logvar).T.cov())
-    figures["code_eigenvalues_least_greatest"] = eigenvalues[[0, -1]].tolist()
-    x = train[:10_000].flatten(1) / 255
-    spectrum = torch.pca_lowrank(x, config.latent_dim + 32)[1].square() / len(x)
-    above = spectrum[: config.latent_dim] > config.kl_weight * (2 * model.log_sigma).exp()
-    figures["components_above_lambda_variance"] = int(above.sum())
-    return figures
-
-
-def deletion(data, share=0.2):
-    """How often a held-out text's prediction changes without that share of its tokens: those with
-    the most attention in the last layer, mean over heads and tokens, or random ones."""
-    script = load_script("transformer")
-    run("transformer", data)  # a minute, so that the model is surely of these scripts
-    models, config = script.load_checkpoint(ROOT / "results/report/transformer/model.pt")
-    config.data = Path(data)
-    train, _, _ = script.load_news(config)
-    torch.manual_seed(0)
-    changed = {"attended": [], "random": []}
-    for fold, model in enumerate(models):
-        texts = script.encode(train["tokens"][train["fold"] == fold], model.vocabulary)
-        tokens = nn.utils.rnn.pad_sequence(texts, batch_first=True)
-        before = script.predict(model, tokens).argmax(1)
-        _, maps = model(tokens, return_attention=True)
-        scores = {"attended": maps[-1].mean((1, 2)), "random": torch.rand(tokens.shape)}
-        for way, score in scores.items():
-            rank = score.masked_fill(tokens == 0, -1).argsort(1, descending=True).argsort(1)
-            out = rank < share * (tokens > 0).sum(1, keepdim=True)
-            after = script.predict(model, tokens.masked_fill(out, 0)).argmax(1)
-            changed[way] += (after != before).tolist()
-    return {way: float(np.mean(changed[way])) for way in changed}
+    codes = script.infer(model, test)[2]
+    pictures = {
+        "real": train[: len(test)] / 255,
+        "reconstructions": decode(model, codes),
+        "midway": decode(model, script.interpolate(codes, codes.roll(1, 0), 0.5)),
+        "prior": decode(model, torch.randn(codes.shape)),
+    }
+    return {f"swd_{name}": sliced_wasserstein(x, test / 255) for name, x in pictures.items()}
 
 
 def tokenizers(data):
-    """The five tokenizers by what they make of the texts, the default with min_count 1 too: what
-    the vocabulary of four folds, without and with the words that have a vector, does not know."""
+    """What the five tokenizers make of the texts; what a vocabulary of four folds does not know."""
     script = load_script("transformer")
     result = {}
-    for name, min_count in [*((name, 2) for name in script.TOKENIZERS), ("wordpunct", 1)]:
-        options = ["--data", str(data), "--tokenizer", name]
-        train, test, _ = script.load_news(script.parse_args(options))
-        texts, held = train["tokens"], train["fold"] == 0
-        known, _ = script.load_vectors("auto", {*texts.explode(), *test["tokens"].explode()})
+    for name in script.TOKENIZERS:
+        args = script.parse_args(["--data", str(data), "--tokenizer", name])
+        train, _, _ = script.load_news(args)
+        texts = train["tokens"]
+        held = train["fold"] == 0
+        pretrained = script.load_vectors("auto", {*texts.explode()})
         row = {"words": texts.explode().nunique(), "example": texts[6][:11]}  # of a telling row
-        row["lengths"] = texts.str.len().describe()[["min", "50%", "max", "mean"]].tolist()
-        for way, pretrained in (("alone", ()), ("with_vectors", known)):
-            vocabulary = script.build_vocabulary(texts[~held], min_count, pretrained)
+        row["mean_length"] = texts.str.len().mean()
+        for way, known in (("alone", ()), ("with_vectors", pretrained)):
+            vocabulary = script.build_vocabulary(texts[~held], 2, known)
             strange = [word not in vocabulary for word in texts[held].explode()]
             row |= {f"unknown_{way}": float(np.mean(strange)), f"vocabulary_{way}": len(vocabulary)}
-        result[name if min_count == 2 else "min_count_1"] = row
+        result[name] = row
     return result
 
 
@@ -244,10 +225,11 @@ def rivals(data):
     accuracies = {"naive_bayes": [], "tf_idf_vectors": []}
     for seed in range(3):
         train = script.load_news(script.parse_args(["--data", str(data), "--seed", str(seed)]))[0]
-        known, table = script.load_vectors("auto", set(train["tokens"].explode()))
+        known = script.load_vectors("auto", set(train["tokens"].explode()))
+        table = np.stack([*known.values()])
         vectors = make_pipeline(
-            TfidfVectorizer(**split, vocabulary=known, norm="l1"),
-            FunctionTransformer(csr_matrix.dot, kw_args={"other": table[2:].numpy()}),
+            TfidfVectorizer(**split, vocabulary=[*known], norm="l1"),
+            FunctionTransformer(csr_matrix.dot, kw_args={"other": table}),
             StandardScaler(),
         )
         tf_idf = TfidfVectorizer(**split, ngram_range=(1, 2), sublinear_tf=True)
@@ -262,7 +244,7 @@ def rivals(data):
 
 
 def main():
-    others = {"rivals": rivals, "tokenizers": tokenizers, "deletion": deletion}
+    others = {"rivals": rivals, "tokenizers": tokenizers}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of the course's real files")
     parser.add_argument("names", nargs="*", help="which results to make (default: all)")
