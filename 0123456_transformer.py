@@ -184,9 +184,9 @@ def attention(query, key, value, mask):
     query (..., T, hs); key and value (..., S, hs); mask (..., 1 or T, S), True where a key may be
     seen. Returns the output (..., T, hs) and the weights (..., T, S), whose rows sum to 1.
     """
-    scores = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))  # (..., T, S)
+    scores = (query / math.sqrt(query.size(-1))) @ key.transpose(-2, -1)  # (..., T, S)
     lowest = torch.finfo(scores.dtype).min  # of -inf alone softmax would make NaN
-    weights = scores.masked_fill(~mask, lowest).softmax(-1)
+    weights = scores.masked_fill_(~mask, lowest).softmax(-1)  # in place: the largest tensor there is
     return weights @ value, weights
 
 
