@@ -186,7 +186,7 @@ def attention(query, key, value, mask):
     """
     scores = (query / math.sqrt(query.size(-1))) @ key.transpose(-2, -1)  # (..., T, S)
     lowest = torch.finfo(scores.dtype).min  # of -inf alone softmax would make NaN
-    weights = scores.masked_fill_(~mask, lowest).softmax(-1)  # in place: the largest tensor there is
+    weights = scores.masked_fill_(~mask, lowest).softmax(-1)  # in place: it is large
     return weights @ value, weights
 
 
