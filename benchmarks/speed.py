@@ -1,44 +1,38 @@
-"""How fast the scripts are, as ratios to what one would write instead, measured side by side.
+"""How fast the scripts are, as ratios to what one would run instead, measured side by side.
 
-    python benchmarks/speed.py --data DIR               everything, about an hour on 2 cores
-    python benchmarks/speed.py --data DIR encoder run   some of: encoder, run, digits, faces, growth
+    python benchmarks/speed.py --data DIR               everything, over an hour on 2 cores
+    python benchmarks/speed.py --data DIR encoder run   some of: encoder, run, sweep, shares
 
-Prints every figure and keeps it in report/results/speed.json. Ratios: medians of rivals in turn.
+Prints every figure and keeps it in report/results/speed.json. Ratios are of medians of rivals in
+turn. `run` pairs each default run with that of the scripts of commit 827a2df, from the history.
 """
 
 import argparse
+import cProfile
 import itertools
 import json
 import os
+import pstats
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from pathlib import Path
-from subprocess import Popen
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "report"))
 from experiments import load_script, source
 
-
-def alternate(*calls, rounds=15):
-    """Median seconds of each call, in turn, round by round; the first round warms up."""
-    seconds = np.zeros((rounds + 1, len(calls)))
-    for turn, k in np.ndindex(*seconds.shape):
-        started = time.perf_counter()
-        calls[k]()
-        seconds[turn, k] = time.perf_counter() - started
-    return np.median(seconds[1:], 0).tolist()
+FORMER = "827a2df"
+NAMES = ("vae_mnist", "transformer", "vae_anime")
 
 
-def encoder(data):
+def encoder(data, rounds=15):
     """A training step of our encoder layer and of nn.TransformerEncoderLayer, alike in all: with
     dropout, and without, where torch's attention never holds a T x T matrix."""
     script = load_script("transformer")
@@ -50,128 +44,118 @@ def encoder(data):
         theirs = nn.TransformerEncoderLayer(D, H, hidden, dropout, **options)
         x = torch.randn(B, T, D, requires_grad=True)
         mask = torch.arange(T) < torch.randint(T // 2, T + 1, (B, 1))
-        a, b = alternate(
-            lambda: ours(x, mask)[0].sum().backward(),  # noqa: B023
-            lambda: theirs(x, src_key_padding_mask=~mask).sum().backward(),  # noqa: B023
-        )
+        seconds = np.zeros((rounds + 1, 2))
+        for turn in range(rounds + 1):  # the first warms up
+            started = time.perf_counter()
+            ours(x, mask)[0].sum().backward()
+            seconds[turn, 0] = time.perf_counter() - started
+            started = time.perf_counter()
+            theirs(x, src_key_padding_mask=~mask).sum().backward()
+            seconds[turn, 1] = time.perf_counter() - started
+        a, b = np.median(seconds[1:], 0).tolist()
         name = f"batch {B}, length {T}, d {D}, dropout {dropout:g}"
         figures[name] = {"ours_ms": 1e3 * a, "torchs_ms": 1e3 * b, "ratio": a / b}
     return figures
 
 
-def run(data, epochs=3):
-    """Tokens a second in training: the script's way, and the tutorial's, which pads every text to
-    the longest; evaluation of the fold held out is in both."""
-    script = load_script("transformer")
-    args = script.parse_args(["--data", str(data), "--epochs", str(epochs)])
-    train, _, classes = script.load_news(args)
-    known, vectors = script.load_vectors("auto", set(train["tokens"].explode()))
-    longest = torch.zeros(train["tokens"].str.len().max()).long()
-
-    def ours():
-        script.train_fold(args, train, 0, classes, known, vectors)
-
-    def tutorial():
-        script.pad_sequence = lambda texts, **way: pad_sequence([*texts, longest], **way)[:-1]
-        ours()
-        script.pad_sequence = pad_sequence
-
-    a, b = alternate(ours, tutorial, rounds=3)
-    tokens = epochs * train["tokens"][train["fold"] > 0].str.len().sum()
-    return {"tokens_a_second": tokens / a, "tutorials": tokens / b, "ratio": b / a}
+def start(script, data, folder, options="", **environment):
+    """A process of a script, its outputs in a folder."""
+    argv = [sys.executable, script, "--data", data, "--out", folder, *options.split()]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    inherited = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}  # a script set it
+    return subprocess.Popen(argv, cwd=folder, env=inherited | environment, **quiet)
 
 
-def digits(data):
-    """Test figures, and seconds to 114.5 and 100 validation nats: ours, pytorch/examples' VAE's."""
-    script = load_script("vae_mnist")
+def wait(process):
+    """The peak of memory of a process, GiB, when it has ended well."""
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    return usage.ru_maxrss / 2**20
 
-    class Rival(script.VAE):
-        def __init__(self, latent_dim):
-            nn.Module.__init__(self)
-            self.features = nn.Identity()
-            layers = nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 2 * latent_dim)
-            self.encoder = nn.Sequential(*layers)
-            self.decoder = nn.Sequential(nn.Linear(latent_dim, 400), nn.ReLU(), nn.Linear(400, 784))
 
-        def sample_posterior(self, x, noise=True, features=None):
-            mean, logvar = self.encoder(x.flatten(1)).chunk(2, 1)
-            return self.reparameterize(mean, logvar) if noise else mean, mean, logvar
+def timed(*processes_of):
+    """Seconds, and peaks of memory, of processes that are started together."""
+    started = time.perf_counter()
+    processes = [begin() for begin in processes_of]
+    peaks = [wait(process) for process in processes]
+    return time.perf_counter() - started, max(peaks)
 
-        def decode(self, z):
-            return self.decoder(z).view(-1, 1, 28, 28)
 
+def run(data, pairs=3):
+    """Seconds and memory of the default runs, paired with those of the former scripts."""
     figures = {}
-    for name, options in (("ours", ""), ("rivals", "--latent-dim 20 --epochs 60 --lr 1e-3")):
-        with tempfile.TemporaryDirectory() as out:
-            metrics = script.main([*options.split(), "--data", str(data), "--out", out])
-        losses = np.array([[*point.values()][2:] for point in metrics["history"]]).sum(1)
-        pace = metrics["train_seconds"] / len(losses)
-        figures[name] = {k: x for k, x in metrics.items() if "nats" in k and isinstance(x, float)}
-        for goal in (114.5, 100):
-            epochs = 1 + int((losses > goal).sum())  # it falls nearly always
-            figures[name][f"{goal:g}_after_s"] = epochs * pace if epochs <= len(losses) else None
-        script.VAE, script.KL_WARM_UP = Rival, 1e-9
-        script.training_input = lambda images, progress: images / 255
-        script.learning_rate = lambda progress, peak: peak
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["git", "worktree", "add", "-f", f"{folder}/former", FORMER], cwd=ROOT)
+        for name in NAMES:
+            turns = {"ours": [], "former": []}
+            places = {"ours": ROOT, "former": Path(folder, "former")}
+            for _, who in itertools.product(range(pairs), turns):
+                out = tempfile.mkdtemp(dir=folder)
+                script = places[who] / f"0123456_{name}.py"
+                turns[who].append(timed(lambda: start(script, data, out)))  # noqa: B023
+            medians = {who: np.median(turn, 0).tolist() for who, turn in turns.items()}
+            figures[name] = {
+                "seconds": medians["ours"][0],
+                "former_seconds": medians["former"][0],
+                "ratio": medians["ours"][0] / medians["former"][0],
+                "memory_gib": medians["ours"][1],
+                "former_memory_gib": medians["former"][1],
+            }
+        subprocess.run(["git", "worktree", "remove", "--force", f"{folder}/former"], cwd=ROOT)
     return figures
 
 
-def faces(data, count=960):
-    """Images a second in training, and the FLOP/s as a share of a matrix product's."""
-    script = load_script("vae_anime")
-    args = script.parse_args(["--data", str(data)])
-    images = script.split(script.load_images(args))[0][: script.ROUNDS * count]
-    model = script.new_model(args, images)
-    adamw = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-3, fused=True)
-    matrix = torch.randn(2048, 2048)
-
-    def ours():
-        script.train_round(args, model, adamw, images, 0)
-
-    a, b = alternate(ours, lambda: matrix @ matrix, rounds=5)
-    with FlopCounterMode(display=False) as counter:
-        ours()
-    peak = 2 * 2048**3 / b
-    return {"images_a_second": count / a, "share_of_peak": counter.get_total_flops() / a / peak}
-
-
-def growth(data):
-    """Seconds of one epoch and what follows, and the peak of memory, GiB, by size of DIR."""
-    figures = {}
-    for times in (1, 2, 4):
+def sweep(data, rounds=3):
+    """Three lambda of the digits, one epoch and all that follows: at once, one after another; and
+    one alone with threads that wait as torch's do by default."""
+    seconds = {"alone": [], "alone_spinning": [], "one_after_another": [], "at_once": []}
+    script = ROOT / "0123456_vae_mnist.py"
+    for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            heading, *lines = (data / "train.csv").read_text(encoding="utf-8-sig").splitlines()
-            rows = [f"{turn}{line}" for turn in range(1, times + 1) for line in lines]
-            Path(folder, "train.csv").write_text("\n".join([heading, *rows]), encoding="utf-8")
-            Path(folder, "test.csv").write_bytes((data / "test.csv").read_bytes())
-            image = np.load(data / "TibetanMNIST.npz")["image"]
-            np.savez(Path(folder, "TibetanMNIST.npz"), image=np.concatenate([image] * times))
-            old = zipfile.ZipFile(data / "anime-faces.zip")
-            with zipfile.ZipFile(Path(folder, "anime-faces.zip"), "w") as new:
-                for turn, name in itertools.product(range(times), old.namelist()):
-                    new.writestr(f"{turn}_{Path(name).name}", old.read(name))
-            for script in sorted(ROOT.glob("0123456_*.py")):
-                argv = [sys.executable, script, "--data", ".", "--epochs", "1"]
-                began = time.perf_counter()
-                process = Popen(argv, cwd=folder)
-                _, status, usage = os.wait4(process.pid, 0)
-                assert status == 0
-                seconds = time.perf_counter() - began
-                figures[f"{script.stem}, {times} times"] = [seconds, usage.ru_maxrss / 2**20]
+            begin = [
+                lambda w=w: start(script, data, folder, f"--epochs 1 --kl-weight {w}")
+                for w in (0, 1, 100)
+            ]
+            each = [timed(one)[0] for one in begin]
+            default = {"GOMP_SPINCOUNT": "300000"}  # libgomp's own, where no policy is set
+            spinning = timed(lambda: start(script, data, folder, "--epochs 1", **default))  # noqa
+            seconds["alone"].append(each[1])
+            seconds["alone_spinning"].append(spinning[0])
+            seconds["one_after_another"].append(sum(each))
+            seconds["at_once"].append(timed(*begin)[0])
+    return {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
+
+
+def shares(data):
+    """Of a default run, the share of seconds in each function of the script that main calls."""
+    figures = {}
+    for name in NAMES:
+        script = load_script(name)
+        profile = cProfile.Profile()
+        with tempfile.TemporaryDirectory() as folder:
+            options = ["--data", str(data), "--out", folder]
+            if name == "transformer":
+                options += ["--submission", f"{folder}/submission.csv"]
+            profile.runcall(script.main, options)
+        stats = pstats.Stats(profile).stats
+        total = max(row[3] for row in stats.values())
+        called = {key[2]: row[3] for key, row in stats.items() if script.__file__ == key[0]}
+        figures[name] = {key: value / total for key, value in called.items() if value > total / 100}
     return figures
 
 
 def main():
-    parts = {"growth": growth, "encoder": encoder, "run": run, "digits": digits, "faces": faces}
+    parts = {"encoder": encoder, "run": run, "sweep": sweep, "shares": shares}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the course's files")
     parser.add_argument("parts", nargs="*", help=f"which to measure (default: all of {[*parts]})")
     args = parser.parse_args()
+    data = args.data.resolve()
     made_by = source()
     path = ROOT / "report" / "results" / "speed.json"
     figures = json.loads(path.read_text()) if path.exists() else {}
-    for name in sorted(args.parts or parts, key=[*parts].index):  # a child inherits our peak memory
-        figures[name] = parts[name](args.data) | made_by
+    for name in args.parts or parts:
+        figures[name] = parts[name](data) | made_by
         print(name, json.dumps(figures[name], indent=1))
         path.write_text(json.dumps(figures, indent=1) + "\n")
 
