@@ -39,7 +39,7 @@ MAPS = [(32, 14, []), (64, 7, [1] * 4)]  # width, side, each group's latents
 TOP_WIDTH, TOP_GROUP = 256, 4  # of the vector above them: its width, latents of each group
 LATENT_DIM = 32  # latents of all its groups
 OUTPUT = nn.Identity()  # of the decoder: logits
-MIN_LOGVAR = -10  # floor of q's log-variance, which would fall without end where lambda is 0
+MIN_LOGVAR = -10  # floor of log-variances, which would fall without end where lambda is 0
 EPOCHS = 20
 EPOCH_SIZE = 12_000  # images an epoch at most
 BATCH_SIZE = 128
@@ -142,7 +142,7 @@ class Group(nn.Module):
 
     def forward(self, state, features=None, z=None, noise=True):
         """The next state, from z (B, C, S, S), or z drawn from q(z|x, z above); z, mean, logvar."""
-        m, log_s2 = self.prior(state).float().chunk(2, 1)
+        m, log_s2 = self.prior(state).float().clamp(MIN_LOGVAR, -MIN_LOGVAR).chunk(2, 1)
         mean = logvar = None
         if z is None:
             mean, logvar = self.posterior(torch.cat([features, state], 1)).float().chunk(2, 1)
