@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads leave the cores to other runs
-os.environ["MPLBACKEND"] = "agg"  # pictures are files; a notebook's own setting stops the import
+os.environ["MPLBACKEND"] = "agg"  # pictures are files; a notebook's own backend would fail here
 
 import numpy as np
 import pandas as pd
@@ -74,7 +74,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     for name in "min_count max_len d_model nhead d_hid nlayers epochs batch_size lr".split():
         if not 0 < getattr(args, name) < math.inf:
-            parser.error(f"argument --{name.replace('_', '-')}: must be above 0")
+            parser.error(f"argument --{name.replace('_', '-')}: must be above 0, and finite")
     if not (0 <= args.dropout < 1 and 0 <= args.word_dropout < 1):
         parser.error("arguments --dropout, --word-dropout: must be from 0 to below 1")
     if args.folds < 2 or args.seed < 0 or args.d_model % args.nhead:
@@ -92,7 +92,7 @@ def parse_args(argv=None):
 
 # -------------------------------------------------------------------------------------------- data
 def read_table(path, keys):
-    """A CSV file as a DataFrame of str, with `keys`, which no row may lack, title and content."""
+    """A CSV file as a DataFrame of str: columns `keys`, which no row may lack, title, content."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except ValueError as error:  # empty, a row too long, an open quote, not UTF-8
@@ -147,20 +147,21 @@ def load_vectors(name, words):
     if name == "none" or (name == "auto" and not path.is_file()):
         print("notice: no pretrained vectors, so the accuracy is lower", file=sys.stderr)
         return {}
-    if path.suffix == ".npz":
+    if path.suffix == ".npz":  # int8 rows, each with a scale
         file = np.load(path, allow_pickle=False)
         pairs = zip(file["words"].tolist(), file["vectors"] * file["scale"][:, None], strict=True)
-        return {word: vector for word, vector in pairs if word in words}
-    vectors = {}
-    width = 0
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            word, *numbers = line.rstrip().split(" ")
-            if width < 2:  # the first line, or the second if the first is word2vec's two numbers
-                width = len(numbers)
-            if word in words and len(numbers) == width > 1:  # some files have words with blanks
-                vectors[word] = np.array(numbers, np.float32)
+        vectors = {word: vector for word, vector in pairs if word in words}
+    else:
+        vectors = {}
+        width = 0
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                word, *numbers = line.rstrip().split(" ")
+                if width < 2:  # the first line, or the second if that is word2vec's two numbers
+                    width = len(numbers)
+                if word in words and len(numbers) == width > 1:  # some words have blanks
+                    vectors[word] = np.array(numbers, np.float32)
     if not vectors:
         sys.exit(f"error: no vector of these words in {path}: name another FILE, or none")
     return vectors
@@ -185,7 +186,7 @@ def attention(query, key, value, mask):
     seen. Returns the output (..., T, hs) and the weights (..., T, S), whose rows sum to 1.
     """
     scores = (query / math.sqrt(query.size(-1))) @ key.transpose(-2, -1)  # (..., T, S)
-    lowest = torch.finfo(scores.dtype).min  # of -inf alone softmax would make NaN
+    lowest = torch.finfo(scores.dtype).min  # the softmax of -inf alone is NaN
     weights = scores.masked_fill_(~mask, lowest).softmax(-1)  # in place: it is large
     return weights @ value, weights
 
@@ -237,6 +238,7 @@ class TransformerClassifier(nn.Module):
         super().__init__()
         D = args.d_model
         self.vocabulary = vocabulary
+        self.trust = 0.5 if vectors else 1.0  # in naive Bayes' logits, by predict
         if vectors:
             zero = np.zeros_like(next(iter(vectors.values())), np.float32)  # (E,)
             table = np.stack([vectors.get(word, zero) for word in vocabulary])
@@ -339,15 +341,14 @@ def train_fold(args, train, test, fold, classes, vectors):
 @torch.no_grad()
 def predict(args, model, ratios, texts):
     """Class probabilities (N, C) of texts as lists of words, float64 on the CPU: the encoder's
-    logits and naive Bayes', which with pretrained vectors is needed less, through one softmax."""
+    logits and naive Bayes' (over the root of the length, without a prior), through one softmax."""
     model.eval()
-    trust = 0.5 if isinstance(model.embedding, nn.Sequential) else 1.0
     parts = []
     for start in range(0, len(texts), args.batch_size):
         batch = encode(texts.iloc[start : start + args.batch_size], model.vocabulary)
         tokens = nn.utils.rnn.pad_sequence(batch, batch_first=True)  # (B, T)
         naive_bayes = ratios[tokens].sum(1) / (tokens != PAD).sum(1, keepdim=True).sqrt()  # (B, C)
-        logits = model(tokens.to(args.device)).cpu() + trust * naive_bayes
+        logits = model(tokens.to(args.device)).cpu() + model.trust * naive_bayes
         parts.append(logits.double().softmax(1))
     return torch.cat(parts)
 
@@ -395,7 +396,8 @@ def main(argv=None):
     train, test, classes = load_news(args)
     words = {word for tokens in [*train["tokens"], *test["tokens"]] for word in tokens}
     vectors = load_vectors(args.embeddings, words)
-    args.out.mkdir(parents=True, exist_ok=True)
+    for folder in (args.out, args.submission.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     oof = torch.zeros(len(train), len(classes), dtype=torch.double)
     mean = torch.zeros(len(test), len(classes), dtype=torch.double)
     histories = []
@@ -412,17 +414,17 @@ def main(argv=None):
         "classes": classes,
         "history": histories,
         "pretrained_words": len(vectors),
-        "config": {name: str(value) for name, value in vars(args).items()},
+        "config": {k: v if isinstance(v, int | float) else str(v) for k, v in vars(args).items()},
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
         "wall_seconds": time.perf_counter() - started,
     }
-    (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))
     folds = pd.concat([pd.DataFrame(history) for history in histories])
     curves = folds.groupby(level=0).mean(numeric_only=True)  # over the folds
     panels = [("loss_nats", "oof_loss_nats"), ("accuracy", "oof_accuracy")]
     axes = curves.plot(subplots=panels, figsize=(8, 6), marker=".", xlabel="epoch")
     axes[0].figure.savefig(args.out / "curves.png")
-    draw_attention(args.out / "attention.png", model, held.iloc[0], classes)
+    draw_attention(args.out / "attention.png", model, held.iloc[0], classes)  # of the last fold
     low, high = metrics["oof_accuracy_interval"]
     print(f"out of fold   {metrics['oof_accuracy']:.4f} (95%: {low:.4f} to {high:.4f})")
     print(f"for Kaggle    {args.submission}; all else in {args.out}")
@@ -433,6 +435,6 @@ if __name__ == "__main__":
     try:
         main()
     except OSError as error:  # a file that cannot be read or written, a full disk
-        sys.exit(f"error: {error}: name another --data or --out, or make room")
+        sys.exit(f"error: {error}: name another path, or make room")
     except KeyboardInterrupt:
-        sys.exit("stopped: nothing was written")
+        sys.exit("stopped: run it again")

@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads leave the cores to other runs
-os.environ["MPLBACKEND"] = "agg"  # pictures are files; a notebook's own setting stops the import
+os.environ["MPLBACKEND"] = "agg"  # pictures are files; a notebook's own backend would fail here
 
 import pandas as pd
 import torch
@@ -35,9 +35,9 @@ FILE = "anime-faces.zip"
 DATA = Path(__file__).resolve().parent / "data"
 SAMPLE = DATA / "sample"  # made data, where the course's are missing
 CHANNELS, SIDE = 3, 64  # of a picture
-MAPS = [(48, 16, []), (96, 8, [2] * 8), (128, 4, [4] * 4)]  # width, side, each group's latents
+MAPS = [(48, 16, []), (96, 8, [2] * 8), (128, 4, [4] * 4)]  # width, side, latents a place by group
 TOP_WIDTH, TOP_GROUP = 128, 8  # of the vector above them: its width, latents of each group
-LATENT_DIM = 32  # latents of all its groups
+LATENT_DIM = 32  # of the vector; with the maps' 8 * 2 * 64 + 4 * 4 * 16 that makes Z = 1312
 OUTPUT = nn.Sigmoid()  # of the decoder: pixels between 0 and 1
 MIN_LOGVAR = -10  # floor of log-variances, which would fall without end where lambda is 0
 EPOCHS = 18
@@ -45,7 +45,7 @@ EPOCH_SIZE = 6_000  # images an epoch at most
 BATCH_SIZE = 64
 LR = 3e-3
 CLIP = 3000  # norm above which a gradient is scaled down
-KL_START = 3  # times lambda the KL term weighs at first: what pays most enters z first
+KL_START = 3  # the KL term weighs 3 lambda at first, falling to lambda over 60% of training
 
 
 # --------------------------------------------------------------------------------------- arguments
@@ -69,9 +69,9 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     for name in ("latent_dim", "epochs", "batch_size", "lr"):
         if not 0 < getattr(args, name) < math.inf:
-            parser.error(f"argument --{name.replace('_', '-')}: must be above 0")
+            parser.error(f"argument --{name.replace('_', '-')}: must be above 0, and finite")
     if not 0 <= args.kl_weight < math.inf or args.seed < 0:
-        parser.error("arguments --kl-weight, --seed: must be from 0")
+        parser.error("arguments --kl-weight, --seed: must be 0 or more")
     dry = "dry_run" if args.dry_run else ""
     args.out = args.out / dry if args.out else Path("results", dry, NAME, f"kl{args.kl_weight:g}")
     args.epochs = 1 if args.dry_run else args.epochs
@@ -83,7 +83,7 @@ def parse_args(argv=None):
 
 # -------------------------------------------------------------------------------------------- data
 def load_images(args):
-    """The faces in anime-faces.zip or DIR's folders, uint8 (N, 3, 64, 64), each once, sorted."""
+    """Faces of the zip, or of DIR's folders, uint8 (N, 3, 64, 64), once each, in order of bytes."""
     path = args.data / FILE
     archive = zipfile.ZipFile(path) if path.is_file() else None
     members = archive.infolist() if archive else args.data.rglob("*")
@@ -97,15 +97,15 @@ def load_images(args):
             faces.add(ImageOps.fit(image.convert("RGB"), (64, 64)).tobytes())
         except Exception as error:  # Pillow and zipfile raise a dozen kinds
             left_out.append(f"{file} ({error})")
-    print(f"{len(faces)} faces; left out: {len(left_out)} {left_out[:1]}", file=sys.stderr)
+    print(f"notice: {len(faces)} faces, left out {len(left_out)} {left_out[:1]}", file=sys.stderr)
     if len(faces) < 640:
-        sys.exit(f"error: {len(faces)} faces, it takes 640: put {FILE} into {args.data}")
+        sys.exit(f"error: {len(faces)} faces in {args.data}, 640 are needed: name another --data")
     images = torch.frombuffer(bytearray().join(sorted(faces)), dtype=torch.uint8)
     return images.view(-1, 64, 64, 3).permute(0, 3, 1, 2).contiguous()
 
 
 def augment(x, progress):
-    """Training faces as they are: they look to one side more than to the other."""
+    """Training faces as they are, not mirrored: they look to one side more than to the other."""
     return x
 
 
@@ -143,12 +143,12 @@ class Group(nn.Module):
         nn.init.zeros_(self.prior[-1].weight)
 
     def forward(self, state, features=None, z=None, noise=True):
-        """The next state, from z (B, C, S, S), or z drawn from q(z|x, z above); z, mean, logvar."""
+        """The next state, z, mean, logvar, (B, C, S, S); without z it is drawn from q(z|x)."""
         m, log_s2 = self.prior(state).float().clamp(MIN_LOGVAR, -MIN_LOGVAR).chunk(2, 1)
         mean = logvar = None
         if z is None:
             mean, logvar = self.posterior(torch.cat([features, state], 1)).float().chunk(2, 1)
-            mean = (mean - m) / (log_s2 / 2).exp()
+            mean = (mean - m) / (log_s2 / 2).exp()  # so far of h, from here on of z
             logvar = (logvar - log_s2).clamp(MIN_LOGVAR, -MIN_LOGVAR)
             z = mean + noise * torch.randn_like(mean) * (logvar / 2).exp()  # reparameterized
         return self.refine(state + self.lift(m + (log_s2 / 2).exp() * z)), z, mean, logvar
@@ -160,10 +160,10 @@ class VAE(nn.Module):
 
     def __init__(self, latent_dim):
         super().__init__()
-        self.encoder = nn.ModuleList()  # of each level, to it from the finer one or the picture
-        self.groups = nn.ModuleList()
-        self.decoder = nn.ModuleList()  # and back
-        top = [len(part) for part in torch.arange(latent_dim).split(TOP_GROUP)]
+        self.encoder = nn.ModuleList()  # to each level from the one before it; the finest is first
+        self.groups = nn.ModuleList()  # of each level; the top is first
+        self.decoder = nn.ModuleList()  # from each level to the next; the top is first
+        top = [len(part) for part in torch.arange(latent_dim).split(TOP_GROUP)]  # sizes
         channels, side = CHANNELS, SIDE
         for W, S, latents in [*MAPS, (TOP_WIDTH, 1, top)]:
             r = side // S
@@ -174,7 +174,7 @@ class VAE(nn.Module):
             self.groups.insert(0, nn.ModuleList(Group(W, S, C) for C in latents))
             self.decoder.insert(0, up)  # (B, W, S, S) -> (B, channels, side, side)
             channels, side = W, S
-        self.start = nn.Parameter(0.1 * torch.randn(1, W, 1, 1))
+        self.start = nn.Parameter(0.1 * torch.randn(1, TOP_WIDTH, 1, 1))
         self.pixels = Pixels()
         self.to(memory_format=torch.channels_last)  # the faster order on a CPU
 
@@ -186,8 +186,8 @@ class VAE(nn.Module):
         return maps[:-1]
 
     def top_down(self, features=None, z=None, noise=True):
-        """What is decoded along the path of z (B, Z). Without z it is drawn from q(z|x), given the
-        features of x, by noise times a deviation; it, mean and log-variance are returned, too."""
+        """[decoded] of z (B, Z); or, given features of x, [decoded, z, mean, logvar], z drawn from
+        q(z|x) as mean + noise * deviation, so that without noise it is the means."""
         state = self.start.expand(len(features[0] if z is None else z), -1, -1, -1)
         path = []
         for level, groups in enumerate(self.groups):
@@ -232,7 +232,7 @@ class Pixels(nn.Module):
 
 
 def data_metrics(model, images, loss, reconstruction):
-    """Bits a dimension of 8-bit data; PSNR of what is decoded from a sample of q(z|x); sigma."""
+    """Bits a dimension of 8-bit data; sigma; PSNR, whose error is solved from `reconstruction`."""
     n = images[0].numel()
     sigma = model.pixels.log_sigma.exp().item()
     mse = 2 * sigma**2 * (reconstruction / n - math.log(sigma * math.sqrt(2 * math.pi)))
@@ -263,7 +263,7 @@ def learning_rate(progress, peak):
 
 
 def train_epoch(args, model, optimizer, images, epoch):
-    """Train on EPOCH_SIZE random images; the means of loss, reconstruction and KL, in nats."""
+    """Train on up to EPOCH_SIZE random images; mean loss as minimized, reconstruction, KL; nats."""
     torch.manual_seed(10**6 * args.seed + epoch)  # a resumed run draws the same
     batches = torch.randperm(len(images))[:EPOCH_SIZE].split(args.batch_size)
     totals = torch.zeros(3)
@@ -303,10 +303,10 @@ def train(args, images, validation):
         history = saved["history"]
     elif args.resume:
         print(f"notice: no {path}, so it starts anew", file=sys.stderr)
-    is_bfloat16 = args.device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    is_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     for epoch in tqdm(range(len(history), args.epochs), "training", unit="epoch", disable=None):
-        # Its cache would keep the weights of the first step.
-        with torch.autocast(args.device, torch.bfloat16, is_bfloat16, cache_enabled=False):
+        # Its cache of cast weights would keep those of the first step for the whole epoch.
+        with torch.autocast(args.device, torch.bfloat16, is_bf16, cache_enabled=False):
             terms = train_epoch(args, model, optimizer, images, epoch)
             held = infer(model, validation)
         point = {
@@ -343,7 +343,7 @@ def load_checkpoint(path, device="cpu"):
 # -------------------------------------------------------------------------------------- evaluation
 @torch.no_grad()
 def infer(model, images):
-    """Of N uint8 images elbo_terms and, without noise, q's mean, their code, and log-variance."""
+    """Of N uint8 images elbo_terms, (N,), (N, Z), and mean, logvar of q without noise, (N, Z)."""
     parts = []
     for batch in images.split(250):
         x = batch.to(model.start.device) / 255
@@ -353,14 +353,14 @@ def infer(model, images):
 
 
 def interpolate(one, two, way):
-    """Codes (..., Z), a share `way` from one to two, as long as codes are (White 2016)."""
+    """Codes (..., Z) on the line from one to two, drawn out to a code's length (White 2016)."""
     length = torch.lerp(one.norm(dim=-1, keepdim=True), two.norm(dim=-1, keepdim=True), way)
     return length * nn.functional.normalize(torch.lerp(one, two, way), dim=-1)
 
 
 # ----------------------------------------------------------------------------------------- figures
 def draw_images(path, images):
-    """Pictures (N, C, H, W) in [0, 1], 8 in a row, each 128 pixels wide with a frame."""
+    """Pictures (N, C, H, W) in [0, 1], N a multiple of 8, 8 in a row, each 128 pixels wide."""
     framed = nn.functional.pad(nn.functional.interpolate(images, 128), (1, 1, 1, 1), value=0.5)
     rows = [torch.cat([*row], 2) for row in framed.split(8)]  # (C, 130, 8 * 130) each
     imsave(path, torch.cat(rows, 1).expand(3, -1, -1).permute(1, 2, 0).numpy())
@@ -385,7 +385,7 @@ def main(argv=None):
         **data_metrics(model, test, loss, reconstruction.mean().item()),
         "active_units": int((mean.var(0) > 0.01).sum()),  # Burda et al. 2016
         "history": history,
-        "wall_seconds": time.perf_counter() - started,
+        "wall_seconds": time.perf_counter() - started,  # of this call
         "config": {**vars(config), "device": args.device},
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
     }
@@ -415,6 +415,6 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, zipfile.BadZipFile) as error:  # a missing or damaged file, a full disk
-        sys.exit(f"error: {error}: name another --data or --out, or make room")
+        sys.exit(f"error: {error}: name another path, or make room")
     except KeyboardInterrupt:
         sys.exit("stopped: the same command with --resume goes on")
