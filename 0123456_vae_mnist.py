@@ -145,7 +145,7 @@ class Group(nn.Module):
         if z is None:
             mean, logvar = self.posterior(torch.cat([features, state], 1)).float().chunk(2, 1)
             mean = (mean - m) / (log_s2 / 2).exp()  # so far of h, from here on of z
-            logvar = (logvar - log_s2).clamp(MIN_LOGVAR, -MIN_LOGVAR)
+            logvar = logvar.clamp(MIN_LOGVAR, -MIN_LOGVAR) - log_s2
             z = mean + noise * torch.randn_like(mean) * (logvar / 2).exp()  # reparameterized
         return self.refine(state + self.lift(m + (log_s2 / 2).exp() * z)), z, mean, logvar
 
