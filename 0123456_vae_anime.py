@@ -39,7 +39,7 @@ MAPS = [(48, 16, []), (96, 8, [2] * 8), (128, 4, [4] * 4)]  # width, side, laten
 TOP_WIDTH, TOP_GROUP = 128, 8  # of the vector above them: its width, latents of each group
 LATENT_DIM = 32  # of the vector; with the maps' 8 * 2 * 64 + 4 * 4 * 16 that makes Z = 1312
 OUTPUT = nn.Sigmoid()  # of the decoder: pixels between 0 and 1
-MIN_LOGVAR = -10  # floor of log-variances, which would fall without end where lambda is 0
+BOUND = 10  # of means and log-variances: with lambda = 0 they would grow without end
 EPOCHS = 18
 EPOCH_SIZE = 6_000  # images an epoch at most
 BATCH_SIZE = 64
@@ -144,12 +144,12 @@ class Group(nn.Module):
 
     def forward(self, state, features=None, z=None, noise=True):
         """The next state, z, mean, logvar, (B, C, S, S); without z it is drawn from q(z|x)."""
-        m, log_s2 = self.prior(state).float().clamp(MIN_LOGVAR, -MIN_LOGVAR).chunk(2, 1)
+        m, log_s2 = self.prior(state).float().clamp(-BOUND, BOUND).chunk(2, 1)
         mean = logvar = None
         if z is None:
-            mean, logvar = self.posterior(torch.cat([features, state], 1)).float().chunk(2, 1)
-            mean = (mean - m) / (log_s2 / 2).exp()  # so far of h, from here on of z
-            logvar = logvar.clamp(MIN_LOGVAR, -MIN_LOGVAR) - log_s2
+            of_h = self.posterior(torch.cat([features, state], 1)).float().clamp(-BOUND, BOUND)
+            mean = (of_h.chunk(2, 1)[0] - m) / (log_s2 / 2).exp()
+            logvar = of_h.chunk(2, 1)[1] - log_s2
             z = mean + noise * torch.randn_like(mean) * (logvar / 2).exp()  # reparameterized
         return self.refine(state + self.lift(m + (log_s2 / 2).exp() * z)), z, mean, logvar
 
