@@ -105,7 +105,7 @@ def read_table(path, keys):
         sys.exit(f"error: {path} needs rows of {', '.join(needed)}, and a heading: correct it")
     bad = table[keys].eq("").any(axis=1) | table["id"].duplicated()
     if bad.any():
-        row = ", ".join(table[needed][bad].iloc[0])
+        row = ", ".join(table[needed][bad].iloc[0]).replace("\n", " ")
         sys.exit(f"error: no {' or '.join(keys)}, or an id twice, in {path}: correct row {row:.50}")
     return table[needed]
 

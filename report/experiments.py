@@ -34,12 +34,8 @@ RESULTS = ROOT / "report" / "results"
 VARIANTS = {  # of the classifier, three seeds each
     "scratch": "--embeddings none",
     "whitespace": "--tokenizer whitespace",
-    "treebank": "--tokenizer treebank",
-    "toktok": "--tokenizer toktok",
-    "tweet": "--tokenizer tweet",
     "keep_words": "--word-dropout 0",
     "two_layers": "--nlayers 2",
-    "one_head": "--nhead 1",
 }
 RUNS = {  # name: options of the script that its name begins with
     "transformer": "",
