@@ -435,6 +435,6 @@ if __name__ == "__main__":
     try:
         main()
     except OSError as error:  # a file that cannot be read or written, a full disk
-        sys.exit(f"error: {error}: name another path, or make room")
+        sys.exit(f"error: {error}: name another path, by --data or --out, or make room")
     except KeyboardInterrupt:
         sys.exit("stopped: run it again")

@@ -413,6 +413,6 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, zipfile.BadZipFile) as error:  # a missing or damaged file, a full disk
-        sys.exit(f"error: {error}: name another path, or make room")
+        sys.exit(f"error: {error}: name another path, by --data or --out, or make room")
     except KeyboardInterrupt:
         sys.exit("stopped: the same command with --resume goes on")
