@@ -98,7 +98,7 @@ def read_table(path, keys):
     except ValueError as error:  # empty, a row too long, an open quote, not UTF-8
         sys.exit(f"error: no table in {path} ({str(error).strip()}): save it anew, as UTF-8 CSV")
     table.columns = table.columns.str.strip().str.lower()
-    table = table.rename(columns={"category": "label", "description": "content"}).map(str.strip)
+    table = table.rename(columns={"category": "label", "description": "content"})
     needed = [*keys, "title", "content"]
     is_regular = isinstance(table.index, pd.RangeIndex)  # else the first cells are rows' names
     if table.empty or not (is_regular and table.columns.is_unique and {*needed} <= {*table}):
