@@ -1,13 +1,11 @@
-"""Classify news with a hand-written Transformer encoder, and write submission.csv for Kaggle.
+"""Classify news by a hand-written Transformer encoder (Vaswani et al. 2017); for Kaggle.
 
-    python 0123456_transformer.py                      train.csv and test.csv lie in data/ beside it
-    python 0123456_transformer.py --data DIR           the folder where they lie
-    python 0123456_transformer.py --embeddings none    without pretrained word vectors
+    python 0123456_transformer.py                                train.csv, test.csv in data/
+    python 0123456_transformer.py --data DIR --embeddings none   elsewhere; without word vectors
 
 Five encoders, each with naive Bayes beside it, train on four fifths of train.csv and are judged on
-the other fifth (out of fold). Their mean probabilities make submission.csv, in the working folder;
-results/transformer gets metrics.json and pictures. The course's 2,000 rows: accuracy 0.90 out of
-fold, after a minute. Sections in comments: "Attention Is All You Need" (Vaswani et al. 2017).
+the other fifth (out of fold): accuracy 0.90 on the course's 2,000 rows, in half a minute. Their
+mean makes submission.csv, in the working folder; results/transformer gets metrics.json, pictures.
 """
 
 import argparse
@@ -21,7 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads leave the cores to other runs
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1500")  # idle threads soon leave the cores to others
 os.environ["MPLBACKEND"] = "agg"  # pictures are files; a notebook's own backend would fail here
 
 import numpy as np
@@ -63,11 +62,11 @@ def parse_args(argv=None):
     add("--nhead", type=int, default=4, help="attention heads")
     add("--d-hid", type=int, default=256, help="width in the feed-forward block")
     add("--nlayers", type=int, default=1, help="encoder layers")
-    add("--dropout", type=float, default=0.1, help="on each residual branch")
+    add("--dropout", type=float, default=0.0, help="on each residual branch")
     add("--folds", type=int, default=5, help="parts of the rows, held out in turn")
     add("--epochs", type=int, default=12, help="passes over the training rows")
-    add("--batch-size", type=int, default=32, help="texts a step")
-    add("--lr", type=float, default=1e-3, help="peak learning rate")
+    add("--batch-size", type=int, default=64, help="texts a step")
+    add("--lr", type=float, default=1.5e-3, help="peak learning rate")
     add("--seed", type=int, default=0, help="seed of all that is random")
     add("--device", choices=devices, default=devices[-1], help="where to compute")
     add("--dry-run", action="store_true", help="two batches of everything, in a folder of its own")
@@ -325,7 +324,7 @@ def train_fold(args, train, test, fold, classes, vectors):
     targets = torch.tensor(inside["target"].tolist())
     ratios = log_count_ratios(texts, targets, len(vocabulary), len(classes))
     model = TransformerClassifier(args, vocabulary, len(classes), vectors).to(args.device)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, fused=True)
     history = []
     for epoch in range(args.epochs):
         loss, accuracy = train_epoch(args, model, optimizer, texts, targets, epoch)
@@ -344,13 +343,14 @@ def predict(args, model, ratios, texts):
     logits and naive Bayes' (over the root of the length, without a prior), through one softmax."""
     model.eval()
     parts = []
+    order = texts.str.len().argsort().to_numpy()  # like lengths together, for little padding
     for start in range(0, len(texts), args.batch_size):
-        batch = encode(texts.iloc[start : start + args.batch_size], model.vocabulary)
+        batch = encode(texts.iloc[order[start : start + args.batch_size]], model.vocabulary)
         tokens = nn.utils.rnn.pad_sequence(batch, batch_first=True)  # (B, T)
         naive_bayes = ratios[tokens].sum(1) / (tokens != PAD).sum(1, keepdim=True).sqrt()  # (B, C)
         logits = model(tokens.to(args.device)).cpu() + model.trust * naive_bayes
         parts.append(logits.double().softmax(1))
-    return torch.cat(parts)
+    return torch.cat(parts)[order.argsort()]
 
 
 def evaluate(probabilities, targets):

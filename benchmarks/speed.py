@@ -1,7 +1,8 @@
 """How fast the scripts are, as ratios to what one would run instead, measured side by side.
 
     python benchmarks/speed.py --data DIR               everything, over an hour on 2 cores
-    python benchmarks/speed.py --data DIR encoder run   some of: encoder, run, sweep, shares
+    python benchmarks/speed.py --data DIR encoder run   some of: encoder, run, sweep, shares,
+                                                        without_bfloat16
 
 Prints every figure and keeps it in report/results/speed.json. Ratios are of medians of rivals in
 turn. `run` pairs each default run with that of the scripts of commit 827a2df, from the history.
@@ -62,7 +63,7 @@ def start(script, data, folder, options="", **environment):
     """A process of a script, its outputs in a folder."""
     argv = [sys.executable, script, "--data", data, "--out", folder, *options.split()]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    inherited = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}  # a script set it
+    inherited = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}  # a script set it
     return subprocess.Popen(argv, cwd=folder, env=inherited | environment, **quiet)
 
 
@@ -81,7 +82,7 @@ def timed(*processes_of):
     return time.perf_counter() - started, max(peaks)
 
 
-def run(data, pairs=3):
+def run(data, pairs=3, **environment):
     """Seconds and memory of the default runs, paired with those of the former scripts."""
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +93,7 @@ def run(data, pairs=3):
             for _, who in itertools.product(range(pairs), turns):
                 out = tempfile.mkdtemp(dir=folder)
                 script = places[who] / f"0123456_{name}.py"
-                turns[who].append(timed(lambda: start(script, data, out)))  # noqa: B023
+                turns[who].append(timed(lambda: start(script, data, out, **environment)))  # noqa: B023
             medians = {who: np.median(turn, 0).tolist() for who, turn in turns.items()}
             figures[name] = {
                 "seconds": medians["ours"][0],
@@ -105,24 +106,36 @@ def run(data, pairs=3):
     return figures
 
 
+def without_bfloat16(data):
+    """The same, one pair, on processors without 16-bit products and AVX-512."""
+    return run(data, 1, ONEDNN_MAX_CPU_ISA="AVX2")
+
+
 def sweep(data, rounds=3):
-    """Three lambda of the digits, one epoch and all that follows: at once, one after another; and
-    one alone with threads that wait as torch's do by default."""
-    seconds = {"alone": [], "alone_spinning": [], "one_after_another": [], "at_once": []}
+    """Three lambda of the digits, one epoch and all that follows: one after another; at once, as
+    they are and with a thread each; and one alone, whose threads wait as torch's do by default."""
+    single = {"OMP_NUM_THREADS": "1"}
+    torchs = {"GOMP_SPINCOUNT": "300000"}  # of libgomp, where nothing is set
+    seconds = {way: [] for way in ("one_after_another", "at_once", "at_once_one_thread_each")}
+    seconds |= {"alone": [], "alone_waiting_as_torch": []}
     script = ROOT / "0123456_vae_mnist.py"
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            begin = [
-                lambda w=w: start(script, data, folder, f"--epochs 1 --kl-weight {w}")
-                for w in (0, 1, 100)
-            ]
-            each = [timed(one)[0] for one in begin]
-            default = {"GOMP_SPINCOUNT": "300000"}  # libgomp's own, where no policy is set
-            spinning = timed(lambda: start(script, data, folder, "--epochs 1", **default))  # noqa
-            seconds["alone"].append(each[1])
-            seconds["alone_spinning"].append(spinning[0])
+
+            def begin(weight, **environment):
+                options = f"--epochs 1 --kl-weight {weight}"
+                out = f"{folder}/{weight}"
+                return lambda: start(script, data, out, options, **environment)
+
+            for weight in (0, 1, 100):
+                Path(folder, str(weight)).mkdir()
+            each = [timed(begin(weight))[0] for weight in (0, 1, 100)]
             seconds["one_after_another"].append(sum(each))
-            seconds["at_once"].append(timed(*begin)[0])
+            seconds["alone"].append(each[1])
+            seconds["alone_waiting_as_torch"].append(timed(begin(1, **torchs))[0])
+            seconds["at_once"].append(timed(*map(begin, (0, 1, 100)))[0])
+            with_one = [begin(weight, **single) for weight in (0, 1, 100)]
+            seconds["at_once_one_thread_each"].append(timed(*with_one)[0])
     return {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
 
 
@@ -145,7 +158,8 @@ def shares(data):
 
 
 def main():
-    parts = {"encoder": encoder, "run": run, "sweep": sweep, "shares": shares}
+    parts = [encoder, run, sweep, shares, without_bfloat16]
+    parts = {part.__name__: part for part in parts}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the course's files")
     parser.add_argument("parts", nargs="*", help=f"which to measure (default: all of {[*parts]})")

@@ -52,7 +52,7 @@ def test_the_autoencoders_are_one_program():
     """But for docstring, imports, settings, data, likelihood and the line that tells of logits."""
     programs = []
     for parts in map(sections, SCRIPTS[1:]):
-        top = [line for line in parts.pop("") if line.startswith("os.environ")]
+        top = [line for line in parts.pop("") if "os.environ" in line]
         assert len(parts.pop("data") + parts.pop("likelihood")) < 70
         programs.append(sum(parts.values(), [*parts, *top]))
         del programs[-1][programs[-1].index("    def decode(self, z):") + 1]
@@ -71,6 +71,7 @@ def test_sections_length_and_what_is_allowed(path):
     assert [*sections(path)][1:] == [*SECTIONS[:3], *own, *SECTIONS[3:]]
     imported = re.findall(r"^ *(?:import|from) (\w+)(?:\.\S+)?(?: \w.*)?$", source, re.MULTILINE)
     assert {*imported} <= ALLOWED | set(sys.stdlib_module_names) and "torch" in imported
+    assert source.index('setdefault("GOMP_SPINCOUNT"') < source.index("import numpy")
     assert not re.search(r"nn\.Transformer|Multihead|scaled_dot|import Transformer", source)
 
 
@@ -114,9 +115,7 @@ def test_a_dry_run_writes_all_and_touches_no_results(path, tmp_path):
     for name, file in made.items():
         picture = np.asarray(Image.open(file).convert("RGB")).astype(int)
         middle = np.array_split(np.array_split(picture, 3)[1], 3, axis=1)[1].reshape(-1, 3)
-        assert len(np.unique(middle, axis=0)) > 9, name
-        if name not in PICTURES:  # lines, or weights, in colours
-            assert (np.ptp(middle, axis=1) > 50).sum() > 20, name
+        assert len(np.unique(middle, axis=0)) > 9, name  # something is drawn
 
 
 @each
@@ -147,18 +146,6 @@ def test_ctrl_c_is_one_line(path, tmp_path):
     process.send_signal(signal.SIGINT)
     process.stderr = process.communicate(timeout=300)[1]
     last_line(process, "stopped: ")
-
-
-@each
-def test_idle_threads_wait_as_the_user_wants(path, tmp_path):
-    """Else passively, which is set before torch, or numpy, is imported."""
-    (tmp_path / "a.py").write_bytes(path.read_bytes())
-    for name in ("numpy", "pandas", "torch"):
-        (tmp_path / f"{name}.py").write_text("import os\nexit(os.environ['OMP_WAIT_POLICY'])\n")
-    for user, policy in (("-u OMP_WAIT_POLICY", "passive"), ("OMP_WAIT_POLICY=active", "active")):
-        command = f"env {user} {sys.executable} a.py".split()
-        process = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-        assert process.stderr.strip() == policy
 
 
 def test_sample_is_what_its_maker_makes(tmp_path):
