@@ -1,18 +1,11 @@
-"""Make what the report and README quote, on the course's real files; what is there is kept.
-
-    python report/experiments.py --data DIR                 everything
-    python report/experiments.py --data DIR vae_mnist_kl0   some results, by their names
-
-Each leaves report/results/NAME.json; a run stays in results/report/NAME. `figures` draws the
-report's pictures of those runs into report/figures.
+"""Make report/results/*.json, which report and README quote, by runs in results/report:
+`python report/experiments.py --data DIR [NAME ...]`, all that are not there yet, or those named.
 """
 
 import argparse
-import importlib.util
+import importlib
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +16,7 @@ import torch.nn.functional as F
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import PredefinedSplit, cross_val_score
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import FeatureUnion, make_pipeline
@@ -36,6 +30,7 @@ VARIANTS = {  # of the classifier, three seeds each
     "whitespace": "--tokenizer whitespace",
     "keep_words": "--word-dropout 0",
     "two_layers": "--nlayers 2",
+    "dropout": "--dropout 0.1",
 }
 RUNS = {  # name: options of the script that its name begins with
     "transformer": "",
@@ -48,22 +43,18 @@ RUNS = {  # name: options of the script that its name begins with
 
 def load_script(name):
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"0123456_{name}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+    sys.path.insert(0, str(ROOT))
+    return importlib.import_module(f"0123456_{name}")
 
 
 def source():
     """The commit of the scripts, which must be as it has them, and the machine."""
-    scripts = ["--", *map(str, ROOT.glob("0123456_*.py"))]
-    if subprocess.check_output(["git", "status", "--porcelain", *scripts], cwd=ROOT):
+    own = ["--", *map(str, ROOT.glob("0123456_*.py"))]
+    if subprocess.check_output(["git", "status", "--porcelain", *own], cwd=ROOT):
         sys.exit("the scripts have changes that are not committed: results would be of no commit")
-    log = ["git", "log", "-1", "--format=%H", *scripts]
-    commit = subprocess.check_output(log, cwd=ROOT, text=True).strip()
-    cpuinfo = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-    names = [*re.findall("model name.*: (.*)", cpuinfo), platform.processor()]
-    return {"commit": commit, "machine": {"processor": names[0], "cores": os.cpu_count()}}
+    commit = subprocess.check_output(["git", "log", "-1", "--format=%H", *own], cwd=ROOT, text=True)
+    machine = {"cpu": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()}
+    return {"commit": commit.strip(), "machine": machine}
 
 
 def run(name, data):
@@ -88,22 +79,12 @@ def decode(model, z):
     return torch.cat([model.likelihood(part.float()).mean for part in z.split(250)])
 
 
-def sample_mixture(codes, n, components=300, steps=30):
-    """n draws (n, Z) of a mixture of Gaussians, of one covariance, that EM fits to codes (N, Z):
-    "ex-post density estimation" (Ghosh et al. 2020)."""
-    floor = torch.diag(1e-3 * codes.var(0) + 1e-9)
-    covariance = 0.2 * codes.T.cov() + floor
-    centre = codes[torch.randperm(len(codes))[:components]]  # (K, Z)
-    weight = torch.ones(len(centre))
-    for _ in range(steps):
-        white = torch.linalg.cholesky(covariance).inverse().T
-        distance = torch.cdist(codes @ white, centre @ white).square()
-        share = (weight.log() - distance / 2).softmax(1)  # E: of each component in each code
-        weight = share.sum(0).clamp(min=1e-6)
-        centre = share.T @ codes / weight[:, None]  # M
-        covariance = (codes.T @ codes - centre.T @ (weight[:, None] * centre)) / len(codes) + floor
-    noise = torch.randn(n, len(floor)).double() @ torch.linalg.cholesky(covariance).T
-    return centre[weight.multinomial(n, replacement=True)] + noise
+def sample_mixture(codes, n):
+    """n draws (n, Z) of 100 Gaussians of one covariance, fitted to codes (N, Z): "ex-post density
+    estimation" (Ghosh et al. 2020)."""
+    settings = {"init_params": "random_from_data", "max_iter": 20, "reg_covar": 1e-3}
+    mixture = GaussianMixture(100, covariance_type="tied", random_state=0, **settings)
+    return torch.from_numpy(mixture.fit(codes).sample(n)[0])
 
 
 def train_judge(images, labels):
@@ -133,13 +114,12 @@ def digits_measures(script, model, parts, data):
     train, _, test = (images / 255 for images in parts)
     judge = train_judge(train, script.split(labels)[0]).requires_grad_(False)
     codes = script.infer(model, parts[2])[2]
-    draws = sample_mixture(script.infer(model, parts[0][:5000])[2], 2000)
     pictures = {
         "real": test,
         "reconstructions": decode(model, codes),
         "midway": decode(model, script.interpolate(codes, codes.roll(1, 0), 0.5)),
         "prior": decode(model, torch.randn(10_000, codes.size(1))),
-        "mixture": decode(model, draws),
+        "mixture": decode(model, sample_mixture(script.infer(model, parts[0][:3000])[2], 2000)),
     }
     sure = {name: judge(x).softmax(1).amax(1) > 0.9 for name, x in pictures.items()}
     legible = {f"legible_{name}": share.float().mean().item() for name, share in sure.items()}
