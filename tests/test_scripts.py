@@ -7,17 +7,13 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 from conftest import ROOT, SAMPLE, load
-from PIL import Image
+from PIL import Image, ImageOps
 
 SCRIPTS = sorted(ROOT.glob("0123456_*.py"))
 ALLOWED = {"torch", "numpy", "pandas", "nltk", "matplotlib", "PIL", "tqdm"}
 SECTIONS = ["arguments", "data", "model", "loss and training", "evaluation", "figures", "main"]
-TINY = {"transformer": "--d-model 8 --nhead 2 --d-hid 8 --folds 2 --embeddings none"}
-TINY.update(dict.fromkeys(["vae_mnist", "vae_anime"], "--latent-dim 4"))
-PICTURES = ["interpolation.png", "reconstructions.png", "samples.png"]
 WRONG = "--lr nan, --lr -1, --epochs 0, --batch-size 2.5, --device none, --seed -1"
 OWN = {"transformer": ", --dropout 1.5, --word-dropout nan, --folds 1, --nhead 3"}
 OWN.update(dict.fromkeys(["vae_mnist", "vae_anime"], ", --kl-weight -1, --latent-dim 0"))
@@ -25,12 +21,8 @@ OWN.update(dict.fromkeys(["vae_mnist", "vae_anime"], ", --kl-weight -1, --latent
 each = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 
 
-def kind(path):
-    return path.stem.removeprefix("0123456_")
-
-
 def shell(path, options, folder, before=""):
-    command = f"{before} {sys.executable} {path} --data {SAMPLE} {TINY[kind(path)]} {options}"
+    command = f"{before} {sys.executable} {path} --data {SAMPLE} {options}"
     return subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
 
 
@@ -64,58 +56,52 @@ def test_the_autoencoders_are_one_program():
 @each
 def test_sections_length_and_what_is_allowed(path):
     source = path.read_text()
-    lines = source.splitlines()
-    assert len(lines) <= (440 if "transformer" in path.name else 420)
-    assert max(map(len, lines)) <= 100
-    own = [] if "transformer" in path.name else ["likelihood"]
-    assert [*sections(path)][1:] == [*SECTIONS[:3], *own, *SECTIONS[3:]]
+    assert len(source.splitlines()) <= (440 if "transformer" in path.name else 420)
+    assert [title for title in sections(path) if title != "likelihood"] == ["", *SECTIONS]
     imported = re.findall(r"^ *(?:import|from) (\w+)(?:\.\S+)?(?: \w.*)?$", source, re.MULTILINE)
     assert {*imported} <= ALLOWED | set(sys.stdlib_module_names) and "torch" in imported
-    assert source.index('setdefault("GOMP_SPINCOUNT"') < source.index("import numpy")
+    assert source.index('setdefault("GOMP_SPINCOUNT"') < source.index("import torch")
     assert not re.search(r"nn\.Transformer|Multihead|scaled_dot|import Transformer", source)
 
 
 @each
 def test_help_and_options_that_are_nonsense(path, capsys, monkeypatch):
-    module = load(kind(path))
+    name = path.stem.removeprefix("0123456_")
+    module = load(name)
     monkeypatch.setattr(module, "DATA", ROOT / "nowhere")  # where made data stand in
     assert module.parse_args([]).data == SAMPLE and "made data" in capsys.readouterr().err
     assert module.parse_args(["--data", "x"]).data.name == "x" and not capsys.readouterr().err
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match=r"^0$"):
         module.main(["--help"])
-    told = capsys.readouterr().out
-    assert stopped.value.code == 0 and "(default: 0)" in told
-    assert len(re.findall(r"^  --", told, re.MULTILINE)) == told.count("(default:")
-    for option, value in map(str.split, (WRONG + OWN[kind(path)]).split(", ")):
-        with pytest.raises(SystemExit) as stopped:
+    assert "(default: 0)" in capsys.readouterr().out
+    for option, value in map(str.split, (WRONG + OWN[name]).split(", ")):
+        with pytest.raises(SystemExit, match=r"^2$"):
             module.main(["--data", str(SAMPLE), option, value])
         last = capsys.readouterr().err.splitlines()[-1]
-        assert stopped.value.code == 2 and "error: " in last and option in last, last
+        assert "error: " in last and option in last, last
 
 
 @each
 def test_a_dry_run_writes_all_and_touches_no_results(path, tmp_path):
-    """In a notebook's backend, and with a user's settings of plots."""
-    (tmp_path / "matplotlibrc").write_text("savefig.format: pdf\n")
-    (tmp_path / "o").mkdir()
-    (tmp_path / "o" / "metrics.json").write_text("mine")
+    """In a notebook's backend, too."""
     notebook = "MPLBACKEND=module://matplotlib_inline.backend_inline"
     process = shell(path, "--dry-run --out o", tmp_path, notebook)
     assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
-    assert (tmp_path / "o" / "metrics.json").read_text() == "mine"
-    made = {file.name: file for file in (tmp_path / "o" / "dry_run").iterdir()}
+    out = tmp_path / "o" / "dry_run"
+    assert [*tmp_path.iterdir(), *out.parent.iterdir()] == [out.parent, out]
+    made = {file.name: file for file in out.iterdir()}
     json.loads(made.pop("metrics.json").read_text(), parse_constant=pytest.fail)
     names = {"attention.png", "curves.png"}
-    if kind(path) == "transformer":
+    if "transformer" in path.name:
         assert made.pop("submission.csv").read_text().startswith("Id,Category\n1,")
     else:
         assert made.pop("model.pt").stat().st_size > 1e5
-        names = {"curves.png", "posterior.png", *PICTURES}
-    assert {*made} == names and len([*tmp_path.iterdir()]) == 2
+        pictures = {"interpolation.png", "reconstructions.png", "samples.png"}
+        names = {"curves.png", "posterior.png", *pictures}
+    assert {*made} == names
     for name, file in made.items():
-        picture = np.asarray(Image.open(file).convert("RGB")).astype(int)
-        middle = np.array_split(np.array_split(picture, 3)[1], 3, axis=1)[1].reshape(-1, 3)
-        assert len(np.unique(middle, axis=0)) > 9, name  # something is drawn
+        middle = ImageOps.crop(Image.open(file).convert("RGB"), 200)
+        assert len(middle.getcolors(10**6)) > 9, name  # something is drawn
 
 
 @each
@@ -124,13 +110,12 @@ def test_without_data_or_with_a_full_disk_one_line_is_told(path, tmp_path):
     (tmp_path / "a.py").write_bytes(path.read_bytes())
     process = subprocess.run([sys.executable, "a.py"], cwd=tmp_path, capture_output=True, text=True)
     assert "--data" in last_line(process, "error: ")
-    (tmp_path / "dry_run").mkdir()
-    (tmp_path / "dry_run" / "model.pt").write_text("mine")
-    (tmp_path / "metrics.json").write_text("mine")
+    mine = tmp_path / "dry_run" / "model.pt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
     process = shell(path, "--dry-run --out .", tmp_path, "ulimit -f 8;")
     assert "File too large" in last_line(process, "error: ")
-    for file in ("metrics.json", "dry_run/model.pt"):
-        assert (tmp_path / file).read_text() == "mine"
+    assert mine.read_text() == "mine"
 
 
 @each

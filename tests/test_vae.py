@@ -1,13 +1,12 @@
 """Both autoencoders: their losses against torch's distributions, their readers, their runs."""
 
-import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,9 +37,9 @@ def x(V):
 def model(V):
     """With weights that are all at work: at first some are 0."""
     torch.manual_seed(0)
-    model = V.VAE(6).eval().requires_grad_(False)
+    model = V.VAE(20).eval().requires_grad_(False)
     for weight in model.parameters():
-        if weight.ndim > 1:
+        if weight.ndim > 0:
             torch.nn.init.normal_(weight, std=0.5 / math.sqrt(weight[0].numel()))
     for parameter in model.pixels.parameters():
         parameter.fill_(-0.7)
@@ -73,32 +72,20 @@ def test_elbo_terms_are_torchs(V, model, x):
 
 def test_interface(V, model, x):
     """forward gives the picture of the path whose terms it gives; decode takes all, top down."""
-    parts = []
-    for latent_dim in (5, 16, 1):
-        other = V.VAE(latent_dim)
-        decoded, mean, logvar = seeded(other, x)
-        close(torch.stack(seeded(other.encode, x)[-2:]), torch.stack([mean, logvar]))
-        z = seeded(other.top_down, other.features(x))[1]
-        close(other.decode(z), decoded)
-        below = sum(side * side * sum(latents) for _, side, latents in V.MAPS)
-        assert decoded.shape == x.shape and mean.shape == logvar.shape == (5, latent_dim + below)
-        assert V is DIGITS or 0 <= other.decode(9 * z).min() < other.decode(9 * z).max() <= 1
-    for group in (module for module in other.modules() if isinstance(module, V.Group)):
-        group.register_forward_hook(lambda *call: parts.append(call[2]["z"]), with_kwargs=True)
-    other.decode(z)
-    assert torch.equal(torch.cat([part.flatten(1) for part in parts], 1), z)
-    sides = [part.size(-1) for part in parts]
-    assert sides == sorted(sides) and sides[0] == 1
+    decoded, mean, logvar = seeded(model, x)
+    close(seeded(model.encode, x), (mean, logvar))
+    z = seeded(model.top_down, model.features(x))[1]
+    close(model.decode(z), decoded)
+    below = sum(side * side * sum(latents) for _, side, latents in V.MAPS)
+    assert decoded.shape == x.shape and mean.shape == logvar.shape == (5, 20 + below)
+    assert V is DIGITS or 0 <= model.decode(9 * z).min() < model.decode(9 * z).max() <= 1
+    noise = (z - mean) / (logvar / 2).exp()
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.05
     # The first group's posterior is of x alone, the others' of what was drawn above them, too.
-    for group in (module for module in model.modules() if isinstance(module, V.Group)):
-        group.posterior[-1].bias[group.shape[0] :] = -2
     top = model.groups[0][0]
     first = math.prod(top.shape)
     difference = (model.encode(x)[0] - model.encode(x)[0]).abs()
     assert difference[:, :first].max() < 1e-3 and difference[:, first:].amax(0).min() > 0
-    _, z, mean, logvar = model.top_down(model.features(x))
-    noise = (z - mean) / (logvar / 2).exp()
-    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
     _, z, *terms = model.top_down(model.features(x), noise=False)
     close(torch.stack(V.infer(model, 255 * x.byte())[2:]).float(), torch.stack(terms))
     assert torch.equal(z, terms[0])
@@ -111,63 +98,55 @@ def test_interface(V, model, x):
 
 def test_the_learned_prior(V, model, x):
     """A group's state takes h = m + s z: q(h|x) against the learned prior N(m, s^2) is, in KL and
-    in density, what q(z|x) is against N(0, I). The features of x are those of the level."""
-    features = model.features(x)
-    decoded = seeded(model.top_down, features)[0]
+    in density, what q(z|x) is against N(0, I)."""
     state = model.start.expand(5, -1, -1, -1)
+    features = model.features(x)[0]
+    group = model.groups[0][0]
+    group.lift.register_forward_hook(lambda module, args, output: entered.append(args[0]))
     entered = []
-    torch.manual_seed(1)
-    for level, groups in enumerate(model.groups):
-        for group in groups:
-            group.lift.register_forward_hook(lambda module, args, output: entered.append(args[0]))
-            m, log_s2 = group.prior(state).chunk(2, 1)
-            h_mean, h_logvar = group.posterior(torch.cat([features[level], state], 1)).chunk(2, 1)
-            prior = Normal(m, (log_s2 / 2).exp())
-            posterior = Normal(h_mean, (h_logvar / 2).exp())
-            state, z, mean, logvar = group(state, features[level])
-            q = Normal(mean, (logvar / 2).exp())
-            h = entered[-1]
-            close(h, m + prior.scale * z)
-            close(kl_divergence(q, N01), kl_divergence(posterior, prior))
-            ratio = posterior.log_prob(h) - prior.log_prob(h)
-            close(q.log_prob(z) - N01.log_prob(z), ratio)
-        state = model.decoder[level](state)
-    close(decoded, V.OUTPUT(state))
+    m, log_s2 = group.prior(state).chunk(2, 1)
+    h_mean, h_logvar = group.posterior(torch.cat([features, state], 1)).chunk(2, 1)
+    prior = Normal(m, (log_s2 / 2).exp())
+    posterior = Normal(h_mean, (h_logvar / 2).exp())
+    _, z, mean, logvar = group(state, features)
+    q = Normal(mean, (logvar / 2).exp())
+    close(entered[0], m + prior.scale * z)
+    close(kl_divergence(q, N01), kl_divergence(posterior, prior))
+    ratio = posterior.log_prob(entered[0]) - prior.log_prob(entered[0])
+    close(q.log_prob(z) - N01.log_prob(z), ratio)
 
 
 @pytest.mark.parametrize("epochs, batch_size", [(20, 30), (3, 7), (1, 30)])
 def test_training_step_by_step(V, monkeypatch, epochs, batch_size):
     """Rate, length of the gradient, weight of the KL term, images, where terms are two weights."""
-    terms = nn.Parameter(torch.tensor([2.0, 3.0]))
+    terms = nn.Parameter(torch.tensor([2.0, 3.0]))  # reconstruction; KL, of each of 3 dimensions
     optimizer = torch.optim.SGD([terms])
-    steps = []
-    seen = []
     rate = optimizer.param_groups[0]
+    steps = []
     optimizer.register_step_pre_hook(lambda *_: steps.append([rate["lr"], *terms.grad.tolist()]))
+    seen = []
 
     def elbo_terms(model, x):
         seen.extend((255 * x).flatten().tolist())
         return terms[0].expand(len(x)), terms[1].expand(len(x), 3)
 
-    changed = {"elbo_terms": elbo_terms, "augment": lambda x, progress: x, "EPOCH_SIZE": 30}
-    for name, value in {**changed, "CLIP": 0.125, "KL_START": 4}.items():
+    monkeypatch.setattr(V, "elbo_terms", elbo_terms)
+    monkeypatch.setattr(V, "augment", lambda x, progress: x)
+    for name, value in {"EPOCH_SIZE": 30, "CLIP": 0.125, "KL_START": 4}.items():
         monkeypatch.setattr(V, name, value)
-    options = ["--batch-size", str(batch_size), "--epochs", str(epochs), "--lr", "0.25"]
+    options = f"--batch-size {batch_size} --epochs {epochs} --lr 0.25".split()
     args = V.parse_args([*SMALL, ".", *options])
     images = torch.arange(40).byte().view(40, 1, 1, 1)
-    model = nn.ParameterList([terms])
-    means = [V.train_epoch(args, model, optimizer, images, epoch) for epoch in range(epochs)]
+    for epoch in range(epochs):
+        means = V.train_epoch(args, nn.ParameterList([terms]), optimizer, images, epoch)
+    assert means[1:] == pytest.approx([2, 9], rel=0.2)
     n = epochs * math.ceil(30 / batch_size)
     progress = (np.arange(n) + 0.5) / n
     rates, *gradient = np.array(steps).T
     assert rates == pytest.approx(np.interp(progress, [0, 0.1, 1], [0, 0.25, 0])) and min(rates) > 0
     assert np.hypot(*gradient) == pytest.approx(np.full(n, 0.125), rel=1e-3)
-    weights = gradient[1] / gradient[0] / 3  # of 3 dimensions, summed
-    end = progress[0] / (1 - math.log(weights[0] / 3, 4))  # from here it is lambda, 3
-    assert weights == pytest.approx(3 * 4 ** np.maximum(0, 1 - progress / end), rel=1e-4)
-    assert epochs < 20 or (
-        0.3 < end < 0.9 and means[0] == pytest.approx([2 + weights[0] * 9, 2, 9])
-    )
+    weights = gradient[1] / gradient[0] / 3  # it falls from 4 lambda to lambda, 3
+    assert weights == pytest.approx(3 * 4 ** np.maximum(0, 1 - progress / 0.6), rel=1e-4)
     orders = {tuple(seen[start : start + 30]) for start in range(0, len(seen), 30)}
     assert len(seen) == 30 * epochs and [len({*order}) for order in orders] == [30] * epochs
 
@@ -185,8 +164,8 @@ def test_training_in_16_bits_follows_that_in_32(V, tmp_path, monkeypatch):
     losses = []
     monkeypatch.setattr(V, "data_metrics", lambda *given: {})
     for answer in (False, True):
-        bf16 = SimpleNamespace(_is_mkldnn_bf16_supported=lambda answer=answer: answer)
-        monkeypatch.setattr(torch.ops, "mkldnn", bf16)
+        name = "_is_mkldnn_bf16_supported"
+        monkeypatch.setattr(torch.ops.mkldnn, name, lambda answer=answer: answer)
         history = V.main([*SMALL, str(tmp_path), "--batch-size", "64"])["history"]
         losses.append([point["reconstruction_nats"] for point in history])
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.03)
@@ -225,75 +204,50 @@ def test_split_augmentation_interpolation(V):
     close(z, torch.stack([ends[0], torch.tensor([2.0, 1]) * 3 / 5**0.5, ends[1]]))
 
 
-GREY = np.load(SAMPLE / "TibetanMNIST.npz")["image"]
-
-
-def written(write, *args, **named):
-    """The bytes of a file that it writes."""
-    file = io.BytesIO()
-    write(file, *args, **named)
-    return file.getvalue()
-
-
-WHOLE = written(np.savez, image=GREY)
-BROKEN = [written(np.save, GREY), written(np.savez, images=GREY), b"", b"<html>", WHOLE[:-99]]
-BROKEN.append(WHOLE[:9000] + b"?" + WHOLE[9001:])
-WRONG = [GREY.reshape(-1, 784), GREY / 255, GREY[:639], GREY // 128, GREY * np.uint8(0)]
-WRONG += [np.maximum(GREY, 128), np.zeros((640, 32, 32), np.uint8), np.full((640, 28, 28), None)]
-BROKEN += [written(np.savez, image=image) for image in (*WRONG, np.uint8(3))]
-
-
 def test_digits_are_read_or_refused(tmp_path):
-    image = GREY.copy()
-    image[0, 0, :2] = 127, 128
+    grey = np.load(SAMPLE / "TibetanMNIST.npz")["image"]
+    grey[0, 0, :2] = 127, 128
     path = tmp_path / "TibetanMNIST.npz"
-    path.write_bytes(written(np.savez, image=image, label=np.arange(9)))
+    np.savez(path, image=grey, label=np.arange(9))
     images = read(DIGITS, tmp_path)
     assert images.dtype == torch.uint8 and images[0, 0, 0, :2].tolist() == [0, 255]
-    np.testing.assert_array_equal(images.numpy(), 255 * (image > 127)[:, None])
-    for data in BROKEN:
-        path.write_bytes(data)
+    np.testing.assert_array_equal(images.numpy(), 255 * (grey > 127)[:, None])
+    whole = path.read_bytes()
+    other = whole.replace(b"image.npy", b"other.npy")
+    for fault in (b"<html>", whole[:-99], whole[:9000] + b"?" + whole[9001:], other):
+        path.write_bytes(fault)
+        assert path.name in error_of(read, DIGITS, tmp_path)
+    wrong = [grey.reshape(-1, 784), grey / 255, grey[:639], np.full((640, 28, 28), None)]
+    for image in (*wrong, grey // 128, np.maximum(grey, 128)):  # no ink, no paper
+        np.savez(path, image=image)
         assert path.name in error_of(read, DIGITS, tmp_path)
 
 
-def png(image, kind="PNG"):
-    return written(image.save, kind)
-
-
-PLAIN = [png(Image.new("RGB", (8, 8), (i % 250, i // 250, 0))) for i in range(640)]
-
-
-def write_zip(path, members):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in members:
-            archive.writestr(name, data)
-
-
-def test_faces_of_a_zip_or_of_folders_are_the_same(tmp_path, capsys):
+def test_faces_of_a_folder_or_of_its_zip_are_the_same(tmp_path, capsys):
     """Each picture once, whatever its order, name, mode and size; what is none is counted."""
-    light = [Image.new("L", (90, 70), 255).convert(mode) for mode in ("L", "RGBA", "P", "LA")]
-    members = [(f"deep/er/{image.mode}", png(image)) for image in light]
+    folder = tmp_path / "in"
+    (folder / "deep" / "er").mkdir(parents=True)
+    for i in range(640):
+        Image.new("RGB", (8, 8), (i % 250, i // 250, 0)).save(folder / f"{i}.png")
+    for mode in ("L", "RGBA", "P", "LA"):
+        Image.new("L", (90, 70), 255).convert(mode).save(folder / "deep" / "er" / mode, "PNG")
     tall = Image.new("RGB", (64, 200), "blue")
     tall.paste("yellow", (0, 60, 64, 140))
-    members += [("日本.WEBP", png(Image.new("RGB", (64, 64)), "WEBP")), ("tall.png", png(tall))]
-    plain = [(f"data/{i}.png", data) for i, data in enumerate(PLAIN)]
-    bad = [("cut.png", png(Image.effect_noise((64, 64), 50))[:900]), ("note.txt", b"none")]
-    for kind in ("uint16", "int32", "float32"):
-        bad.append((kind, png(Image.fromarray(np.full((64, 64), 5, kind)), "TIFF")))
-    write_zip(tmp_path / "a.zip", [*bad, *members, *plain])
-    zipfile.ZipFile(tmp_path / "a.zip").extractall(tmp_path / "in")
-    again = [("tall.png", png(light[0])), ("other.png", png(tall)), ("data/", b"")]
-    with pytest.warns(UserWarning, match="Duplicate name"):
-        write_zip(tmp_path / "anime-faces.zip", [*plain, *bad[::-1], *members[::-1], *again])
-    faces = read(FACES, tmp_path)
-    told = capsys.readouterr().err
-    assert torch.equal(faces, read(FACES, tmp_path / "in")) and faces.dtype == torch.uint8
+    tall.save(folder / "日本.WEBP", lossless=True)
+    for kind in ("uint16", "float32"):
+        Image.fromarray(np.full((64, 64), 5, kind)).save(folder / f"bad {kind}.tif")
+    (folder / "bad cut.png").write_bytes((folder / "9.png").read_bytes()[:-30])
+    (folder / "bad note.txt").write_text("none")
+    shutil.make_archive(tmp_path / "anime-faces", "zip", folder)
+    faces = read(FACES, folder)
+    assert torch.equal(faces, read(FACES, tmp_path)) and faces.dtype == torch.uint8
     assert faces.shape == (642, 3, 64, 64) and faces[5, :, 9, 9].tolist() == [1, 2, 0]
-    assert faces[-1].min() == 255 and faces[-2, 0].min() == 255 and faces[-2, 2].max() == 0
-    assert "left out" in told and " 5" in told and "float32" in told and "8 bits" in told
-    assert len(told.splitlines()) == 1
-    write_zip(tmp_path / "anime-faces.zip", bad + plain[:639])
-    assert "639 faces" in error_of(read, FACES, tmp_path)
+    assert faces[-1].min() == 255 and faces[-2, 0].min() > 250 and faces[-2, 2].max() < 5
+    for line in capsys.readouterr().err.splitlines():
+        assert "642 faces, left out 4" in line and "bad " in line
+    for i in range(3):
+        (folder / f"{i}.png").unlink()
+    assert "639 faces" in error_of(read, FACES, folder)
     (tmp_path / "anime-faces.zip").write_bytes(b"no zip")
     with pytest.raises(zipfile.BadZipFile):  # told at the bottom of the script
         read(FACES, tmp_path)
@@ -313,16 +267,10 @@ def contents(folder):
 
 
 def test_run_writes_everything(V, finished):
-    names = {"curves.png", "posterior.png", "metrics.json", "model.pt"}
-    pictures = ["reconstructions.png", "interpolation.png", "samples.png"]
-    assert {*contents(finished)} == {*names, *pictures}
-    assert (finished / "model.pt").stat().st_size < 65e6
     metrics = json.loads((finished / "metrics.json").read_text())
     parts = metrics["reconstruction_nats"] + metrics["kl_nats"]  # lambda is 3, but not here
     assert metrics["negative_elbo_nats"] == pytest.approx(parts) and len(metrics["history"]) == 3
-    bits = 8 + parts / (12288 * math.log(2))
-    assert metrics.get("bits_per_dim", bits) == pytest.approx(bits)
-    assert metrics.get("iw_nll_nats", 0) < abs(parts) + 5
+    assert ("bits_per_dim" if V is FACES else "iw_nll_nats") in metrics
     model, config = V.load_checkpoint(finished / "model.pt")
     assert config.latent_dim == V.LATENT_DIM and not model.training
     _, validation, test = V.split(read(V, SAMPLE))
@@ -334,10 +282,11 @@ def test_run_writes_everything(V, finished):
     assert held == pytest.approx(found, rel=0.1)
     # Real images stand at the left of what is decoded of their codes, and at the ends of paths.
     middle = slice(65, None, 130)  # of each tile
+    names = ("reconstructions.png", "interpolation.png")
+    pictures = [np.asarray(Image.open(finished / name).convert("RGB")) for name in names]
+    pairs, path = (image[middle, middle].reshape(64, 3).astype(float) for image in pictures)
     for k, x in enumerate((test[:32] / 255, model.likelihood(codes[:32].float()).mean)):
         shown = 255 * x[:, :, V.SIDE // 2, V.SIDE // 2].expand(-1, 3).numpy()
-        pairs, path, _ = (np.asarray(Image.open(finished / n).convert("RGB")) for n in pictures)
-        pairs, path = (p[middle, middle].reshape(64, 3).astype(float) for p in (pairs, path))
         np.testing.assert_allclose(pairs[k::2], shown, atol=2)
         np.testing.assert_allclose(path[k::8], shown[:16:2], atol=2)
         np.testing.assert_allclose(path[7 - k :: 8], shown[1:16:2], atol=2)
@@ -363,45 +312,36 @@ def test_resume(V, finished, tmp_path, monkeypatch):
 
 def test_killed_and_resumed_is_the_run_left_alone(V, finished, tmp_path):
     """Bit for bit, where its second epoch was cut."""
-    command = [sys.executable, ROOT / f"0123456_{V.NAME}.py", *SMALL, tmp_path]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen([sys.executable, ROOT / f"0123456_{V.NAME}.py", *SMALL, tmp_path])
     while not (tmp_path / "model.pt").exists():
         assert process.poll() is None
         time.sleep(0.02)
     time.sleep(0.2)
-    assert process.poll() is None
     process.kill()
-    process.wait()
+    assert process.wait() < 0  # it had not ended
     V.main([*SMALL, str(tmp_path), "--resume"])
     one, two = (torch.load(out / "model.pt", weights_only=True) for out in (finished, tmp_path))
     assert one["history"] == two["history"]
-    for name, weight in one["weights"].items():
-        assert torch.equal(weight, two["weights"][name]), name
-
-
-class Code(str):
-    """Unpickled, it makes a file of its name."""
-
-    def __reduce__(self):
-        return open, (str(self), "w")
+    torch.testing.assert_close(one["weights"], two["weights"], rtol=0, atol=0)
 
 
 def test_models_that_are_damaged_foreign_or_not_finite_are_refused(V, finished, tmp_path):
     whole = (finished / "model.pt").read_bytes()
-    members = zipfile.ZipFile(io.BytesIO(whole)).infolist()
-    flipped = bytearray(whole)  # a bit of some weight: torch itself does not notice
-    flipped[max(members, key=lambda member: member.file_size).header_offset + 200] ^= 1
-    faults = [b"", whole[:-99], whole[: len(whole) // 2], bytes(flipped)]
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1  # a bit of some number: torch itself does not notice
+    saved = torch.load(finished / "model.pt", weights_only=True)
     other = DIGITS if V is FACES else FACES
-    foreign = [other.VAE(4).state_dict(), V.VAE(5).state_dict(), Code(tmp_path / "made")]
-    for saved in ({"a": 1}, *({"config": {"latent_dim": 4}, "weights": one} for one in foreign)):
-        faults.append(written(lambda file, saved=saved: torch.save(saved, file)))
+    foreign = [{"a": 1}, {**saved, "weights": other.VAE(V.LATENT_DIM).state_dict()}]
+    foreign += [{**saved, "config": {"latent_dim": 5}}, {**saved, "code": SAMPLE}]
     path = tmp_path / "model.pt"
-    for fault in faults:
-        path.write_bytes(fault)
+    for fault in (b"", whole[:-99], bytes(flipped), *foreign):
+        if isinstance(fault, bytes):
+            path.write_bytes(fault)
+        else:
+            torch.save(fault, path)
+        before = contents(tmp_path)
         assert "model.pt" in error_of(V.load_checkpoint, path)
         assert "model.pt" in error_of(V.train, *tiny(V, tmp_path, "--resume"))
-        assert contents(tmp_path) == {"model.pt": fault}  # no code of it was run
-    path.unlink()
-    assert "--lr" in error_of(V.train, *tiny(V, tmp_path, "--lr", "1e30"))  # and not finite
-    assert not contents(tmp_path)
+        assert contents(tmp_path) == before
+    assert "--lr" in error_of(V.train, *tiny(V, tmp_path / "new", "--lr", "1e30"))  # not finite
+    assert not contents(tmp_path / "new")
