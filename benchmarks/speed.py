@@ -1,15 +1,16 @@
 """How fast the scripts are, as ratios to what one would run instead, measured side by side.
 
     python benchmarks/speed.py --data DIR               everything, over an hour on 2 cores
-    python benchmarks/speed.py --data DIR encoder run   some of: encoder, run, sweep, shares,
-                                                        without_bfloat16
+    python benchmarks/speed.py --data DIR encoder vae_mnist --pairs 1         some of it, once
 
 Prints every figure and keeps it in report/results/speed.json. Ratios are of medians of rivals in
-turn. `run` pairs each default run with that of the scripts of commit 827a2df, from the history.
+turn. A script's default run is paired with that of commit 827a2df, from the history. With
+ONEDNN_MAX_CPU_ISA=AVX2 set, as on processors without 16-bit products, it is kept beside that.
 """
 
 import argparse
 import cProfile
+import functools
 import itertools
 import json
 import os
@@ -33,7 +34,7 @@ FORMER = "827a2df"
 NAMES = ("vae_mnist", "transformer", "vae_anime")
 
 
-def encoder(data, rounds=15):
+def encoder(data, pairs, rounds=15):
     """A training step of our encoder layer and of nn.TransformerEncoderLayer, alike in all: with
     dropout, and without, where torch's attention never holds a T x T matrix."""
     script = load_script("transformer")
@@ -82,36 +83,30 @@ def timed(*processes_of):
     return time.perf_counter() - started, max(peaks)
 
 
-def run(data, pairs=3, **environment):
-    """Seconds and memory of the default runs, paired with those of the former scripts."""
-    figures = {}
+def run(name, data, pairs):
+    """Seconds and memory of a default run, paired with that of the former script."""
+    turns = {"ours": [], "former": []}
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["git", "worktree", "add", "-f", f"{folder}/former", FORMER], cwd=ROOT)
-        for name in NAMES:
-            turns = {"ours": [], "former": []}
-            places = {"ours": ROOT, "former": Path(folder, "former")}
-            for _, who in itertools.product(range(pairs), turns):
-                out = tempfile.mkdtemp(dir=folder)
-                script = places[who] / f"0123456_{name}.py"
-                turns[who].append(timed(lambda: start(script, data, out, **environment)))  # noqa: B023
-            medians = {who: np.median(turn, 0).tolist() for who, turn in turns.items()}
-            figures[name] = {
-                "seconds": medians["ours"][0],
-                "former_seconds": medians["former"][0],
-                "ratio": medians["ours"][0] / medians["former"][0],
-                "memory_gib": medians["ours"][1],
-                "former_memory_gib": medians["former"][1],
-            }
-        subprocess.run(["git", "worktree", "remove", "--force", f"{folder}/former"], cwd=ROOT)
-    return figures
+        former = Path(folder, "former")
+        subprocess.run(["git", "worktree", "add", "-f", former, FORMER], cwd=ROOT, check=True)
+        places = {"ours": ROOT, "former": former}
+        for _, who in itertools.product(range(pairs), places):
+            out = tempfile.mkdtemp(dir=folder)
+            script = places[who] / f"0123456_{name}.py"
+            turns[who].append(timed(lambda: start(script, data, out)))  # noqa: B023
+        subprocess.run(["git", "worktree", "remove", "--force", former], cwd=ROOT, check=True)
+    ours, theirs = (np.median(turn, 0).tolist() for turn in turns.values())
+    return {
+        "pairs": pairs,
+        "seconds": ours[0],
+        "former_seconds": theirs[0],
+        "ratio": ours[0] / theirs[0],
+        "memory_gib": ours[1],
+        "former_memory_gib": theirs[1],
+    }
 
 
-def without_bfloat16(data):
-    """The same, one pair, on processors without 16-bit products and AVX-512."""
-    return run(data, 1, ONEDNN_MAX_CPU_ISA="AVX2")
-
-
-def sweep(data, rounds=3):
+def sweep(data, pairs):
     """Three lambda of the digits, one epoch and all that follows: one after another; at once, as
     they are and with a thread each; and one alone, whose threads wait as torch's do by default."""
     single = {"OMP_NUM_THREADS": "1"}
@@ -119,7 +114,7 @@ def sweep(data, rounds=3):
     seconds = {way: [] for way in ("one_after_another", "at_once", "at_once_one_thread_each")}
     seconds |= {"alone": [], "alone_waiting_as_torch": []}
     script = ROOT / "0123456_vae_mnist.py"
-    for _ in range(rounds):
+    for _ in range(pairs):
         with tempfile.TemporaryDirectory() as folder:
 
             def begin(weight, **environment):
@@ -139,7 +134,7 @@ def sweep(data, rounds=3):
     return {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
 
 
-def shares(data):
+def shares(data, pairs):
     """Of a default run, the share of seconds in each function of the script that main calls."""
     figures = {}
     for name in NAMES:
@@ -158,10 +153,11 @@ def shares(data):
 
 
 def main():
-    parts = [encoder, run, sweep, shares, without_bfloat16]
-    parts = {part.__name__: part for part in parts}
+    parts = {"encoder": encoder, "sweep": sweep, "shares": shares}
+    parts |= {name: functools.partial(run, name) for name in NAMES}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the course's files")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each rival")
     parser.add_argument("parts", nargs="*", help=f"which to measure (default: all of {[*parts]})")
     args = parser.parse_args()
     data = args.data.resolve()
@@ -169,8 +165,9 @@ def main():
     path = ROOT / "report" / "results" / "speed.json"
     figures = json.loads(path.read_text()) if path.exists() else {}
     for name in args.parts or parts:
-        figures[name] = parts[name](data) | made_by
-        print(name, json.dumps(figures[name], indent=1))
+        key = " ".join([name, os.environ.get("ONEDNN_MAX_CPU_ISA", "")]).strip()
+        figures[key] = parts[name](data, args.pairs) | made_by
+        print(key, json.dumps(figures[key], indent=1), flush=True)
         path.write_text(json.dumps(figures, indent=1) + "\n")
 
 

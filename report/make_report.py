@@ -242,7 +242,7 @@ def summary():
     digits, faces = results["vae_mnist_kl1"], results["vae_anime_kl100"]
     saved = digits["one_picture_nats"] - digits["reconstruction_nats"]
     machine = results["transformer"]["machine"]
-    times = results["speed"]["run"].items()
+    times = results["speed"].items()
     return summary | {
         "saved": fixed(saved),
         "saved_each": fixed(saved / digits["kl_nats"], 1),
