@@ -3,9 +3,9 @@
     python 0123456_transformer.py                                train.csv, test.csv in data/
     python 0123456_transformer.py --data DIR --embeddings none   elsewhere; without word vectors
 
-Five encoders, each with naive Bayes beside it, train on four fifths of train.csv and are judged on
-the other fifth (out of fold): accuracy 0.90 on the course's 2,000 rows, in half a minute. Their
-mean makes submission.csv, in the working folder; results/transformer gets metrics.json, pictures.
+Five encoders train on four fifths of train.csv each; naive Bayes is added when they predict. Out of
+fold, accuracy is 0.90 on the course's 2,000 rows, in half a minute. Their mean probabilities make
+submission.csv, in the working folder; results/transformer gets metrics.json and pictures.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def parse_args(argv=None):
 
 # -------------------------------------------------------------------------------------------- data
 def read_table(path, keys):
-    """A CSV file as a DataFrame of str: columns `keys`, which no row may lack, title, content."""
+    """A CSV file as a DataFrame of str with columns `keys`, never empty, title and content."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except ValueError as error:  # empty, a row too long, an open quote, not UTF-8
@@ -99,7 +99,7 @@ def read_table(path, keys):
     table.columns = table.columns.str.strip().str.lower()
     table = table.rename(columns={"category": "label", "description": "content"})
     needed = [*keys, "title", "content"]
-    is_regular = isinstance(table.index, pd.RangeIndex)  # else the first cells are rows' names
+    is_regular = isinstance(table.index, pd.RangeIndex)  # else surplus cells became an index
     if table.empty or not (is_regular and table.columns.is_unique and {*needed} <= {*table}):
         sys.exit(f"error: {path} needs rows of {', '.join(needed)}, and a heading: correct it")
     bad = table[keys].eq("").any(axis=1) | table["id"].duplicated()
@@ -131,7 +131,7 @@ def load_news(args):
         train = train.groupby("target").head(max(args.folds, args.batch_size // 2))
         test = test.head(2 * args.batch_size).copy()
     train = train.sample(frac=1, random_state=args.seed)
-    train["fold"] = train.groupby("target").cumcount() % args.folds  # each class is dealt out
+    train["fold"] = train.groupby("target").cumcount() % args.folds  # stratified
     tokenizer = TOKENIZERS[args.tokenizer]()
     for table in (train, test):
         texts = (table["title"] + " " + table["content"]).map(clean)
@@ -157,7 +157,7 @@ def load_vectors(name, words):
         with opener(path, "rt", encoding="utf-8") as file:
             for line in file:
                 word, *numbers = line.rstrip().split(" ")
-                if width < 2:  # the first line, or the second if that is word2vec's two numbers
+                if width < 2:  # word2vec's heading is a number and one more
                     width = len(numbers)
                 if word in words and len(numbers) == width > 1:  # some words have blanks
                     vectors[word] = np.array(numbers, np.float32)
@@ -207,7 +207,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention, then two linear layers at every position (section 3.3), each as x + f(norm(x)):
+    """Attention, then two linear layers at every position (section 3.3), both as x + f(norm(x)):
     pre-norm trains well with little warm-up (Xiong et al. 2020)."""
 
     def __init__(self, d_model, nhead, d_hid, dropout):
@@ -237,7 +237,7 @@ class TransformerClassifier(nn.Module):
         super().__init__()
         D = args.d_model
         self.vocabulary = vocabulary
-        self.trust = 0.5 if vectors else 1.0  # in naive Bayes' logits, by predict
+        self.naive_bayes_weight = 0.5 if vectors else 1.0  # of its logits, in predict
         if vectors:
             zero = np.zeros_like(next(iter(vectors.values())), np.float32)  # (E,)
             table = np.stack([vectors.get(word, zero) for word in vocabulary])
@@ -246,10 +246,9 @@ class TransformerClassifier(nn.Module):
         else:
             self.embedding = nn.Embedding(len(vocabulary), D, padding_idx=PAD)
             nn.init.normal_(self.embedding.weight, std=0.1)
-        # Sinusoidal positions (section 3.5), as small as fresh word vectors.
         angle = torch.arange(args.max_len)[:, None] * 10000 ** (-torch.arange(0, D, 2) / D)
         position = 0.1 * torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :D]
-        self.register_buffer("position", position)  # (T, D)
+        self.register_buffer("position", position)  # (T, D), sinusoids (section 3.5)
         sizes = (D, args.nhead, args.d_hid, args.dropout)
         self.layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(args.nlayers))
         self.norm = nn.LayerNorm(D)
@@ -270,7 +269,7 @@ class TransformerClassifier(nn.Module):
 
 
 def log_count_ratios(texts, targets, n_words, n_classes):
-    """Naive Bayes: log p(word|class), half a count added, less its mean over the classes (Wang and
+    """Naive Bayes: log p(word|class), half a count added, centred over the classes (Wang and
     Manning 2012), (n_words, n_classes); 0 of <pad>, <unk> and words that do not occur."""
     counts = torch.zeros(n_words, n_classes)
     for text, target in zip(texts, targets, strict=True):
@@ -295,7 +294,7 @@ def train_epoch(args, model, optimizer, texts, targets, epoch):
     model.train()
     kept = [text[torch.rand(len(text)) >= args.word_dropout] for text in texts]
     kept = [some if len(some) else text for some, text in zip(kept, texts, strict=True)]
-    length = torch.tensor([len(text) for text in kept]) + 4 * torch.rand(len(kept))  # new batches
+    length = torch.tensor([len(text) for text in kept]) + 4 * torch.rand(len(kept))  # shuffled
     batches = length.argsort().split(args.batch_size)
     totals = torch.zeros(2)
     for step, k in enumerate(torch.randperm(len(batches))):
@@ -317,11 +316,11 @@ def train_fold(args, train, test, fold, classes, vectors):
     """Train on the rows outside `fold`. Returns the encoder, its history, a dict an epoch, and
     class probabilities of the rows in the fold, (N, C), and of test, (M, C)."""
     torch.manual_seed(1000 * args.seed + fold)
-    inside = train[train["fold"] != fold]
+    rest = train[train["fold"] != fold]
     held = train[train["fold"] == fold]
-    vocabulary = build_vocabulary(inside["tokens"], args.min_count, vectors)
-    texts = encode(inside["tokens"], vocabulary)
-    targets = torch.tensor(inside["target"].tolist())
+    vocabulary = build_vocabulary(rest["tokens"], args.min_count, vectors)
+    texts = encode(rest["tokens"], vocabulary)
+    targets = torch.tensor(rest["target"].tolist())
     ratios = log_count_ratios(texts, targets, len(vocabulary), len(classes))
     model = TransformerClassifier(args, vocabulary, len(classes), vectors).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, fused=True)
@@ -339,8 +338,8 @@ def train_fold(args, train, test, fold, classes, vectors):
 # -------------------------------------------------------------------------------------- evaluation
 @torch.no_grad()
 def predict(args, model, ratios, texts):
-    """Class probabilities (N, C) of texts as lists of words, float64 on the CPU: the encoder's
-    logits and naive Bayes' (over the root of the length, without a prior), through one softmax."""
+    """Class probabilities (N, C) of texts as lists of words, float64 on the CPU: softmax of the
+    encoder's logits and naive Bayes', over the root of the length: words are not independent."""
     model.eval()
     parts = []
     order = texts.str.len().argsort().to_numpy()  # like lengths together, for little padding
@@ -348,9 +347,9 @@ def predict(args, model, ratios, texts):
         batch = encode(texts.iloc[order[start : start + args.batch_size]], model.vocabulary)
         tokens = nn.utils.rnn.pad_sequence(batch, batch_first=True)  # (B, T)
         naive_bayes = ratios[tokens].sum(1) / (tokens != PAD).sum(1, keepdim=True).sqrt()  # (B, C)
-        logits = model(tokens.to(args.device)).cpu() + model.trust * naive_bayes
+        logits = model(tokens.to(args.device)).cpu() + model.naive_bayes_weight * naive_bayes
         parts.append(logits.double().softmax(1))
-    return torch.cat(parts)[order.argsort()]
+    return torch.cat(parts)[order.argsort()]  # in the order given
 
 
 def evaluate(probabilities, targets):
@@ -421,6 +420,7 @@ def main(argv=None):
     (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))
     folds = pd.concat([pd.DataFrame(history) for history in histories])
     curves = folds.groupby(level=0).mean(numeric_only=True)  # over the folds
+    # In training the encoder alone, with words dropped; out of fold (oof) with naive Bayes.
     panels = [("loss_nats", "oof_loss_nats"), ("accuracy", "oof_accuracy")]
     axes = curves.plot(subplots=panels, figsize=(8, 6), marker=".", xlabel="epoch")
     axes[0].figure.savefig(args.out / "curves.png")

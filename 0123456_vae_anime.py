@@ -1,7 +1,7 @@
 """Train a variational autoencoder with a Gaussian decoder on anime faces (64 x 64 RGB).
 
     python 0123456_vae_anime.py                               anime-faces.zip in data/, beside it
-    python 0123456_vae_anime.py --data DIR --kl-weight 100    folder of it or faces; 0, 1, 100...
+    python 0123456_vae_anime.py --data DIR --kl-weight 100    of it, or of pictures; lambda = 100
 
 results/vae_anime/kl1 (kl100, ...) gets metrics.json, model.pt and five pictures. The course's
 21,551 faces: 6.2 bits a dimension and 24.5 dB on those held out, after four minutes on two cores.
@@ -39,7 +39,7 @@ MAPS = [(48, 16, []), (96, 8, [2] * 8), (128, 4, [4] * 4)]  # width, side, laten
 TOP_WIDTH, TOP_GROUP = 128, 8  # of the vector above them: its width, latents of each group
 LATENT_DIM = 32  # of the vector; with the maps' 8 * 2 * 64 + 4 * 4 * 16 that makes Z = 1312
 OUTPUT = nn.Sigmoid()  # of the decoder: pixels between 0 and 1
-BOUND = 10  # of means and log-variances: with lambda = 0 they would grow without end
+BOUND = 10  # of means and log-variances of h: with lambda = 0 they would grow without end
 EPOCHS = 18
 EPOCH_SIZE = 6_000  # images an epoch at most
 BATCH_SIZE = 64
@@ -83,7 +83,7 @@ def parse_args(argv=None):
 
 # -------------------------------------------------------------------------------------------- data
 def load_images(args):
-    """Faces of the zip, or of DIR's folders, uint8 (N, 3, 64, 64), once each, in order of bytes."""
+    """Faces of the zip, or of DIR's folders, uint8 (N, 3, 64, 64), once each, sorted by bytes."""
     path = args.data / FILE
     archive = zipfile.ZipFile(path) if path.is_file() else None
     members = archive.infolist() if archive else args.data.rglob("*")
@@ -130,8 +130,8 @@ class Residual(nn.Sequential):
 
 
 class Group(nn.Module):
-    """C latents z at each place of a map. They enter the state as h = m + s z, with m and log s^2
-    made of the state: the learned prior N(m, s^2) of h is the prior N(0, I) of z."""
+    """C latents z at each place of a map. The state takes h = m + s z, m and log s^2 being of it.
+    So h has a learned prior, N(m, s^2), while z keeps N(0, I), and the KL is the same for both."""
 
     def __init__(self, W, S, C):
         super().__init__()
@@ -143,7 +143,7 @@ class Group(nn.Module):
         nn.init.zeros_(self.prior[-1].weight)
 
     def forward(self, state, features=None, z=None, noise=True):
-        """The next state, z, mean, logvar, (B, C, S, S); without z it is drawn from q(z|x)."""
+        """Next state (B, W, S, S); z, mean, logvar (B, C, S, S). Unless given, z is of q(z|x)."""
         m, log_s2 = self.prior(state).float().clamp(-BOUND, BOUND).chunk(2, 1)
         mean = logvar = None
         if z is None:
@@ -163,7 +163,7 @@ class VAE(nn.Module):
         self.encoder = nn.ModuleList()  # to each level from the one before it; the finest is first
         self.groups = nn.ModuleList()  # of each level; the top is first
         self.decoder = nn.ModuleList()  # from each level to the next; the top is first
-        top = [len(part) for part in torch.arange(latent_dim).split(TOP_GROUP)]  # sizes
+        top = [len(part) for part in torch.arange(latent_dim).split(TOP_GROUP)]  # of groups
         channels, side = CHANNELS, SIDE
         for W, S, latents in [*MAPS, (TOP_WIDTH, 1, top)]:
             r = side // S
@@ -232,7 +232,7 @@ class Pixels(nn.Module):
 
 
 def data_metrics(model, images, loss, reconstruction):
-    """Bits a dimension of 8-bit data; sigma; PSNR, whose error is solved from `reconstruction`."""
+    """Bits a dimension of 8-bit data; sigma; PSNR of a sample z, as `reconstruction` tells it."""
     n = images[0].numel()
     sigma = model.pixels.log_sigma.exp().item()
     mse = 2 * sigma**2 * (reconstruction / n - math.log(sigma * math.sqrt(2 * math.pi)))
@@ -338,7 +338,7 @@ def load_checkpoint(path, device="cpu"):
 # -------------------------------------------------------------------------------------- evaluation
 @torch.no_grad()
 def infer(model, images):
-    """Of N uint8 images elbo_terms, (N,), (N, Z), and mean, logvar of q without noise, (N, Z)."""
+    """-log p(x|z) (N,) and KL (N, Z) of N uint8 images; mean, logvar of q without noise (N, Z)."""
     parts = []
     for batch in images.split(250):
         x = batch.to(model.start.device) / 255
@@ -348,7 +348,7 @@ def infer(model, images):
 
 
 def interpolate(one, two, way):
-    """Codes (..., Z) on the line from one to two, drawn out to a code's length (White 2016)."""
+    """Codes (..., Z) on a line, scaled to a code's length: a plain form of White's slerp (2016)."""
     length = torch.lerp(one.norm(dim=-1, keepdim=True), two.norm(dim=-1, keepdim=True), way)
     return length * nn.functional.normalize(torch.lerp(one, two, way), dim=-1)
 

@@ -1,7 +1,7 @@
 """Train a variational autoencoder with a Bernoulli decoder on binarized Tibetan digits (28 x 28).
 
     python 0123456_vae_mnist.py                               TibetanMNIST.npz in data/, beside it
-    python 0123456_vae_mnist.py --data DIR --kl-weight 100    its folder; lambda: 0, 1, 100...
+    python 0123456_vae_mnist.py --data DIR --kl-weight 100    its folder; lambda = 100
 
 results/vae_mnist/kl1 (kl100, ...) gets metrics.json, model.pt and five pictures. The course's
 12,000 digits: -ELBO 80 nats on those held out, after two minutes on two cores.
@@ -35,11 +35,11 @@ FILE = "TibetanMNIST.npz"
 DATA = Path(__file__).resolve().parent / "data"
 SAMPLE = DATA / "sample"  # made data, where the course's are missing
 CHANNELS, SIDE = 1, 28  # of a picture
-MAPS = [(64, 7, [1] * 3)]  # width, side, latents a place of each group
+MAPS = [(64, 7, [1] * 3)]  # width 64, side 7: three groups of 1 latent a place
 TOP_WIDTH, TOP_GROUP = 256, 16  # of the vector above them: its width, latents of each group
 LATENT_DIM = 32  # of the vector; with the map's 3 * 7 * 7 that makes Z = 179
 OUTPUT = nn.Identity()  # of the decoder: logits
-BOUND = 10  # of means and log-variances: with lambda = 0 they would grow without end
+BOUND = 10  # of means and log-variances of h: with lambda = 0 they would grow without end
 EPOCHS = 20
 EPOCH_SIZE = 12_000  # images an epoch at most
 BATCH_SIZE = 128
@@ -126,8 +126,8 @@ class Residual(nn.Sequential):
 
 
 class Group(nn.Module):
-    """C latents z at each place of a map. They enter the state as h = m + s z, with m and log s^2
-    made of the state: the learned prior N(m, s^2) of h is the prior N(0, I) of z."""
+    """C latents z at each place of a map. The state takes h = m + s z, m and log s^2 being of it.
+    So h has a learned prior, N(m, s^2), while z keeps N(0, I), and the KL is the same for both."""
 
     def __init__(self, W, S, C):
         super().__init__()
@@ -139,7 +139,7 @@ class Group(nn.Module):
         nn.init.zeros_(self.prior[-1].weight)
 
     def forward(self, state, features=None, z=None, noise=True):
-        """The next state, z, mean, logvar, (B, C, S, S); without z it is drawn from q(z|x)."""
+        """Next state (B, W, S, S); z, mean, logvar (B, C, S, S). Unless given, z is of q(z|x)."""
         m, log_s2 = self.prior(state).float().clamp(-BOUND, BOUND).chunk(2, 1)
         mean = logvar = None
         if z is None:
@@ -159,7 +159,7 @@ class VAE(nn.Module):
         self.encoder = nn.ModuleList()  # to each level from the one before it; the finest is first
         self.groups = nn.ModuleList()  # of each level; the top is first
         self.decoder = nn.ModuleList()  # from each level to the next; the top is first
-        top = [len(part) for part in torch.arange(latent_dim).split(TOP_GROUP)]  # sizes
+        top = [len(part) for part in torch.arange(latent_dim).split(TOP_GROUP)]  # of groups
         channels, side = CHANNELS, SIDE
         for W, S, latents in [*MAPS, (TOP_WIDTH, 1, top)]:
             r = side // S
@@ -336,7 +336,7 @@ def load_checkpoint(path, device="cpu"):
 # -------------------------------------------------------------------------------------- evaluation
 @torch.no_grad()
 def infer(model, images):
-    """Of N uint8 images elbo_terms, (N,), (N, Z), and mean, logvar of q without noise, (N, Z)."""
+    """-log p(x|z) (N,) and KL (N, Z) of N uint8 images; mean, logvar of q without noise (N, Z)."""
     parts = []
     for batch in images.split(250):
         x = batch.to(model.start.device) / 255
@@ -346,7 +346,7 @@ def infer(model, images):
 
 
 def interpolate(one, two, way):
-    """Codes (..., Z) on the line from one to two, drawn out to a code's length (White 2016)."""
+    """Codes (..., Z) on a line, scaled to a code's length: a plain form of White's slerp (2016)."""
     length = torch.lerp(one.norm(dim=-1, keepdim=True), two.norm(dim=-1, keepdim=True), way)
     return length * nn.functional.normalize(torch.lerp(one, two, way), dim=-1)
 
