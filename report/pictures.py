@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from experiments import RESULTS, ROOT, decode, load_script
+from experiments import RESULTS, ROOT, decode, load_script, source
 
 FIGURES = ROOT / "report" / "figures"
 COLOURS = {0: "#0072b2", 1: "#d55e00", 100: "#009e73"}  # of each lambda
@@ -137,4 +137,4 @@ if __name__ == "__main__":
         draw_curves(name, script)
         images = script.load_images(script.parse_args(sys.argv[1:]))
         result[name] = draw_images(name, script, script.split(images)[2])
-    (RESULTS / "pictures.json").write_text(json.dumps(result, indent=1))
+    (RESULTS / "pictures.json").write_text(json.dumps(result | source(), indent=1))
