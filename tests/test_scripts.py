@@ -85,8 +85,7 @@ def test_help_and_options_that_are_nonsense(path, capsys, monkeypatch):
 @each
 def test_a_dry_run_writes_all_and_touches_no_results(path, tmp_path):
     """In a notebook's backend, too."""
-    notebook = "MPLBACKEND=module://matplotlib_inline.backend_inline"
-    process = shell(path, "--dry-run --out o", tmp_path, notebook)
+    process = shell(path, "--dry-run --out o", tmp_path, "MPLBACKEND=module://notebook")
     assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
     out = tmp_path / "o" / "dry_run"
     assert [*tmp_path.iterdir(), *out.parent.iterdir()] == [out.parent, out]
