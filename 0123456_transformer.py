@@ -10,7 +10,6 @@ submission.csv, in the working folder; results/transformer gets metrics.json and
 
 import argparse
 import gzip
-import html
 import json
 import math
 import os
@@ -64,9 +63,9 @@ def parse_args(argv=None):
     add("--nlayers", type=int, default=1, help="encoder layers")
     add("--dropout", type=float, default=0.0, help="on each residual branch")
     add("--folds", type=int, default=5, help="parts of the rows, held out in turn")
-    add("--epochs", type=int, default=12, help="passes over the training rows")
+    add("--epochs", type=int, default=10, help="passes over the training rows")
     add("--batch-size", type=int, default=64, help="texts a step")
-    add("--lr", type=float, default=1.5e-3, help="peak learning rate")
+    add("--lr", type=float, default=1.8e-3, help="peak learning rate")
     add("--seed", type=int, default=0, help="seed of all that is random")
     add("--device", choices=devices, default=devices[-1], help="where to compute")
     add("--dry-run", action="store_true", help="two batches of everything, in a folder of its own")
@@ -91,7 +90,7 @@ def parse_args(argv=None):
 
 # -------------------------------------------------------------------------------------------- data
 def read_table(path, keys):
-    """A CSV file as a DataFrame of str with columns `keys`, never empty, title and content."""
+    """A CSV file as a DataFrame of str: the columns `keys`, no cell empty, title and content."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except ValueError as error:  # empty, a row too long, an open quote, not UTF-8
@@ -99,7 +98,7 @@ def read_table(path, keys):
     table.columns = table.columns.str.strip().str.lower()
     table = table.rename(columns={"category": "label", "description": "content"})
     needed = [*keys, "title", "content"]
-    is_regular = isinstance(table.index, pd.RangeIndex)  # else surplus cells became an index
+    is_regular = isinstance(table.index, pd.RangeIndex)  # else cells beyond the heading became one
     if table.empty or not (is_regular and table.columns.is_unique and {*needed} <= {*table}):
         sys.exit(f"error: {path} needs rows of {', '.join(needed)}, and a heading: correct it")
     bad = table[keys].eq("").any(axis=1) | table["id"].duplicated()
@@ -110,10 +109,10 @@ def read_table(path, keys):
 
 
 def clean(text):
-    """Lower case, without crumbs of HTML: ` #39;s` is `'s`, `&lt;b&gt;` a blank, `\\$44` $44."""
-    text = re.sub(r"\s?&?#39;", "'", text.replace("&amp;", "&"))
-    text = html.unescape(re.sub(r"&?(#\d{2,4}|\b(?:quot|amp|lt|gt|nbsp));", r"&\1;", text))
-    return re.sub(r"</?[a-z!][^<>]*>|\\", " ", text.lower())
+    """Lower case; of HTML, ` #39;s` becomes `'s`; tags, ` quot;` and its like and \\ are blanks."""
+    text = re.sub(r"\s?&?#39;", "'", text.lower())
+    tag = r"(<|&lt;)/?[a-z!].*?(>|&gt;)"
+    return re.sub(tag + r"|&?(#\d+|\b(quot|amp|lt|gt|nbsp));|\\", " ", text)
 
 
 def load_news(args):
@@ -140,7 +139,7 @@ def load_news(args):
 
 
 def load_vectors(name, words):
-    """{word: vector (E,)} of those of `words` (lower case) that a file has: data/make_glove.py's
+    """Vectors {word: (E,)} that a file has for `words` (lower case): data/make_glove.py's
     npz, or text of GloVe, fastText or word2vec, plain or .gz, a word and its numbers a line."""
     path = DATA / "glove.6B.100d.npz" if name == "auto" else Path(name)
     if name == "none" or (name == "auto" and not path.is_file()):
@@ -157,9 +156,10 @@ def load_vectors(name, words):
         with opener(path, "rt", encoding="utf-8") as file:
             for line in file:
                 word, *numbers = line.rstrip().split(" ")
-                if width < 2:  # word2vec's heading is a number and one more
-                    width = len(numbers)
-                if word in words and len(numbers) == width > 1:  # some words have blanks
+                if len(numbers) < 2:  # word2vec's heading, how many words and numbers
+                    continue
+                width = width or len(numbers)
+                if word in words and len(numbers) == width:  # else the word itself has blanks
                     vectors[word] = np.array(numbers, np.float32)
     if not vectors:
         sys.exit(f"error: no vector of these words in {path}: name another FILE, or none")
@@ -182,16 +182,16 @@ def encode(texts, vocabulary):
 def attention(query, key, value, mask):
     """Scaled dot-product attention, softmax(Q K' / sqrt(hs)) V (Vaswani et al. 2017, equation 1).
     query (..., T, hs); key and value (..., S, hs); mask (..., 1 or T, S), True where a key may be
-    seen. Returns the output (..., T, hs) and the weights (..., T, S), whose rows sum to 1.
-    """
+    seen. Returns the output (..., T, hs) and the weights (..., T, S), whose rows sum to 1."""
     scores = (query / math.sqrt(query.size(-1))) @ key.transpose(-2, -1)  # (..., T, S)
-    lowest = torch.finfo(scores.dtype).min  # the softmax of -inf alone is NaN
-    weights = scores.masked_fill_(~mask, lowest).softmax(-1)  # in place: it is large
+    scores += torch.where(mask, 0.0, -1e30)  # not -inf: the softmax of -inf alone is NaN
+    weights = scores.softmax(-1)
     return weights @ value, weights
 
 
 class MultiHeadAttention(nn.Module):
-    """Self-attention in nhead subspaces of hs = d_model / nhead numbers each (section 3.2.2)."""
+    """Self-attention in nhead subspaces of hs = d_model / nhead numbers each (section 3.2.2): x
+    (B, T, D), mask (B, T) -> (B, T, D) and a tuple of weights (b, H, T, T), of b texts each."""
 
     def __init__(self, d_model, nhead):
         super().__init__()
@@ -201,9 +201,11 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x, mask):
         qkv = self.qkv(x).unflatten(2, (3, self.nhead, -1))  # (B, T, 3, H, hs)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, hs) each
-        output, weights = attention(query, key, value, mask[:, None, None])
-        return self.out(output.transpose(1, 2).flatten(2)), weights  # (B, T, D), (B, H, T, T)
+        inputs = [*qkv.permute(2, 0, 3, 1, 4), mask[:, None, None]]  # (B, H, T, hs) thrice; mask
+        b = 1 + 2**21 // (self.nhead * x.size(1) ** 2)  # texts at a time: faster within the cache
+        parts = zip(*[tensor.split(b) for tensor in inputs], strict=True)
+        outputs, weights = zip(*[attention(*part) for part in parts], strict=True)
+        return self.out(torch.cat(outputs).transpose(1, 2).flatten(2)), weights
 
 
 class EncoderLayer(nn.Module):
@@ -223,7 +225,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, mask):
-        """x (B, T, D), mask (B, T), True at real tokens -> x and attention weights (B, H, T, T)."""
+        """x (B, T, D), mask (B, T), True at real tokens -> x, and the weights of its attention."""
         attended, weights = self.attention(self.norm1(x), mask)
         x = x + self.dropout(attended)
         return x + self.dropout(self.feed_forward(self.norm2(x))), weights
@@ -231,13 +233,13 @@ class EncoderLayer(nn.Module):
 
 class TransformerClassifier(nn.Module):
     """Word vectors + positions -> encoder layers -> maximum over the tokens -> class logits.
-    Pretrained `vectors` {word: vector} stay as they are; other words are then all alike, 0."""
+    Pretrained `vectors` {word: vector} stay as they are; words without one are then all 0."""
 
     def __init__(self, args, vocabulary, n_classes, vectors):
         super().__init__()
         D = args.d_model
         self.vocabulary = vocabulary
-        self.naive_bayes_weight = 0.5 if vectors else 1.0  # of its logits, in predict
+        self.naive_bayes_weight = 0.5 if vectors else 1.0  # in predict
         if vectors:
             zero = np.zeros_like(next(iter(vectors.values())), np.float32)  # (E,)
             table = np.stack([vectors.get(word, zero) for word in vocabulary])
@@ -247,8 +249,8 @@ class TransformerClassifier(nn.Module):
             self.embedding = nn.Embedding(len(vocabulary), D, padding_idx=PAD)
             nn.init.normal_(self.embedding.weight, std=0.1)
         angle = torch.arange(args.max_len)[:, None] * 10000 ** (-torch.arange(0, D, 2) / D)
-        position = 0.1 * torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :D]
-        self.register_buffer("position", position)  # (T, D), sinusoids (section 3.5)
+        position = 0.1 * torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :D]  # small
+        self.register_buffer("position", position)  # (max_len, D), sinusoids (section 3.5)
         sizes = (D, args.nhead, args.d_hid, args.dropout)
         self.layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(args.nlayers))
         self.norm = nn.LayerNorm(D)
@@ -262,7 +264,7 @@ class TransformerClassifier(nn.Module):
         maps = []
         for layer in self.layers:
             x, weights = layer(x, mask)
-            maps.append(weights)
+            maps.append(torch.cat(weights))
         x = self.norm(x).masked_fill(~mask[..., None], torch.finfo(x.dtype).min)
         logits = self.classify(x.amax(1))  # the largest over the text of each of the D features
         return (logits, maps) if return_attention else logits
@@ -275,7 +277,7 @@ def log_count_ratios(texts, targets, n_words, n_classes):
     for text, target in zip(texts, targets, strict=True):
         counts[:, target] += torch.bincount(text, minlength=n_words)
     counts[[PAD, UNK]] = 0
-    seen = counts.sum(1) > 0  # some pretrained words occur in other rows only
+    seen = counts.sum(1) > 0  # words of the vocabulary may be of other rows
     log_p = (counts + 0.5).log() - (counts[seen] + 0.5).sum(0).log()
     return (log_p - log_p.mean(1, keepdim=True)).where(seen[:, None], 0.0)
 
@@ -290,11 +292,11 @@ def learning_rate(progress, peak):
 
 def train_epoch(args, model, optimizer, texts, targets, epoch):
     """One pass in random batches of texts of similar length, each with a fresh random share of its
-    words dropped; returns loss (nats, of smoothed labels) and accuracy, means over the batches."""
+    words deleted; returns loss (nats, of smoothed labels) and accuracy, means over the batches."""
     model.train()
     kept = [text[torch.rand(len(text)) >= args.word_dropout] for text in texts]
     kept = [some if len(some) else text for some, text in zip(kept, texts, strict=True)]
-    length = torch.tensor([len(text) for text in kept]) + 4 * torch.rand(len(kept))  # shuffled
+    length = torch.tensor([len(text) for text in kept]) + 4 * torch.rand(len(kept))  # jitter
     batches = length.argsort().split(args.batch_size)
     totals = torch.zeros(2)
     for step, k in enumerate(torch.randperm(len(batches))):
@@ -313,13 +315,14 @@ def train_epoch(args, model, optimizer, texts, targets, epoch):
 
 
 def train_fold(args, train, test, fold, classes, vectors):
-    """Train on the rows outside `fold`. Returns the encoder, its history, a dict an epoch, and
-    class probabilities of the rows in the fold, (N, C), and of test, (M, C)."""
+    """Train on the rows outside `fold`. Returns the encoder, its history (a dict an epoch) and
+    class probabilities: oof, of the rows in the fold, (N, C), and of test, (M, C)."""
     torch.manual_seed(1000 * args.seed + fold)
     rest = train[train["fold"] != fold]
     held = train[train["fold"] == fold]
     vocabulary = build_vocabulary(rest["tokens"], args.min_count, vectors)
     texts = encode(rest["tokens"], vocabulary)
+    held_texts = encode(held["tokens"], vocabulary)
     targets = torch.tensor(rest["target"].tolist())
     ratios = log_count_ratios(texts, targets, len(vocabulary), len(classes))
     model = TransformerClassifier(args, vocabulary, len(classes), vectors).to(args.device)
@@ -327,25 +330,24 @@ def train_fold(args, train, test, fold, classes, vectors):
     history = []
     for epoch in range(args.epochs):
         loss, accuracy = train_epoch(args, model, optimizer, texts, targets, epoch)
-        held_out = predict(args, model, ratios, held["tokens"])
-        judged = evaluate(held_out, held["target"])
+        oof = predict(args, model, ratios, held_texts)
+        judged = evaluate(oof, held["target"])
         if not math.isfinite(loss + judged["oof_loss_nats"]):
             sys.exit(f"error: the loss is not finite in epoch {epoch + 1}: take a smaller --lr")
         history.append({"loss_nats": loss, "accuracy": accuracy, **judged})
-    return model, history, held_out, predict(args, model, ratios, test["tokens"])
+    return model, history, oof, predict(args, model, ratios, encode(test["tokens"], vocabulary))
 
 
 # -------------------------------------------------------------------------------------- evaluation
 @torch.no_grad()
 def predict(args, model, ratios, texts):
-    """Class probabilities (N, C) of texts as lists of words, float64 on the CPU: softmax of the
-    encoder's logits and naive Bayes', over the root of the length: words are not independent."""
+    """Class probabilities (N, C) of texts, token ids (T,) each, float64 on the CPU: softmax(logits
+    + weight * sum of ratios / sqrt(length)); the root, because words are not independent."""
     model.eval()
     parts = []
-    order = texts.str.len().argsort().to_numpy()  # like lengths together, for little padding
-    for start in range(0, len(texts), args.batch_size):
-        batch = encode(texts.iloc[order[start : start + args.batch_size]], model.vocabulary)
-        tokens = nn.utils.rnn.pad_sequence(batch, batch_first=True)  # (B, T)
+    order = torch.tensor([len(text) for text in texts]).argsort()  # like lengths, little padding
+    for rows in order.split(args.batch_size):
+        tokens = nn.utils.rnn.pad_sequence([texts[row] for row in rows], batch_first=True)  # (B, T)
         naive_bayes = ratios[tokens].sum(1) / (tokens != PAD).sum(1, keepdim=True).sqrt()  # (B, C)
         logits = model(tokens.to(args.device)).cpu() + model.naive_bayes_weight * naive_bayes
         parts.append(logits.double().softmax(1))
@@ -372,8 +374,7 @@ def evaluate(probabilities, targets):
 # ----------------------------------------------------------------------------------------- figures
 @torch.no_grad()
 def draw_attention(path, model, row, classes):
-    """The last layer's attention, mean over heads, from every word (down) to every word (across) of
-    a text that the model has not seen; its first 40 words."""
+    """The last layer's attention, mean over heads, from a text's first 40 words (down) to them."""
     words = row["tokens"][:40] or ["<unk>"]
     tokens = encode([words], model.vocabulary)[0].to(model.position.device)
     logits, maps = model(tokens[None], return_attention=True)
@@ -381,7 +382,7 @@ def draw_attention(path, model, row, classes):
     axis = figure.subplots()
     picture = axis.imshow(maps[-1][0].mean(0).cpu(), cmap="Reds", vmin=0)  # (T, T)
     figure.colorbar(picture, label="attention weight, mean over heads")
-    axis.set_xticks(range(len(words)), words, rotation=90, parse_math=False)  # a $ is a $
+    axis.set_xticks(range(len(words)), words, rotation=90, parse_math=False)  # a $ is no TeX
     axis.set_yticks(range(len(words)), words, parse_math=False)
     axis.set(title=f"true {row['label']}, the encoder's guess {classes[logits.argmax()]}")
     figure.savefig(path, dpi=120)
@@ -393,8 +394,7 @@ def main(argv=None):
     started = time.perf_counter()
     args = parse_args(argv)
     train, test, classes = load_news(args)
-    words = {word for tokens in [*train["tokens"], *test["tokens"]] for word in tokens}
-    vectors = load_vectors(args.embeddings, words)
+    vectors = load_vectors(args.embeddings, {*train["tokens"].explode(), *test["tokens"].explode()})
     for folder in (args.out, args.submission.parent):
         folder.mkdir(parents=True, exist_ok=True)
     oof = torch.zeros(len(train), len(classes), dtype=torch.double)

@@ -10,6 +10,7 @@ results/vae_mnist/kl1 (kl100, ...) gets metrics.json, model.pt and five pictures
 import argparse
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -35,11 +36,10 @@ FILE = "TibetanMNIST.npz"
 DATA = Path(__file__).resolve().parent / "data"
 SAMPLE = DATA / "sample"  # made data, where the course's are missing
 CHANNELS, SIDE = 1, 28  # of a picture
-MAPS = [(64, 7, [1] * 3)]  # width 64, side 7: three groups of 1 latent a place
+MAPS = [(64, 7, [1] * 3)]  # width, side, latents a place of each group: 3 groups of 1
 TOP_WIDTH, TOP_GROUP = 256, 16  # of the vector above them: its width, latents of each group
 LATENT_DIM = 32  # of the vector; with the map's 3 * 7 * 7 that makes Z = 179
 OUTPUT = nn.Identity()  # of the decoder: logits
-BOUND = 10  # of means and log-variances of h: with lambda = 0 they would grow without end
 EPOCHS = 20
 EPOCH_SIZE = 12_000  # images an epoch at most
 BATCH_SIZE = 128
@@ -67,11 +67,8 @@ def parse_args(argv=None):
     add("--resume", action="store_true", help="go on from model.pt; if finished, draw again")
     add("--dry-run", action="store_true", help="a little of everything, in a folder of its own")
     args = parser.parse_args(argv)
-    for name in ("latent_dim", "epochs", "batch_size", "lr"):
-        if not 0 < getattr(args, name) < math.inf:
-            parser.error(f"argument --{name.replace('_', '-')}: must be above 0, and finite")
-    if not 0 <= args.kl_weight < math.inf or args.seed < 0:
-        parser.error("arguments --kl-weight, --seed: must be 0 or more")
+    if not min(args.lr, args.latent_dim, args.epochs, args.batch_size) > 0 <= args.kl_weight:
+        parser.error("--lr, --latent-dim, --epochs, --batch-size: above 0; --kl-weight: 0 or more")
     dry = "dry_run" if args.dry_run else ""
     args.out = args.out / dry if args.out else Path("results", dry, NAME, f"kl{args.kl_weight:g}")
     args.epochs = 1 if args.dry_run else args.epochs
@@ -99,7 +96,7 @@ def load_images(args):
 def augment(x, progress):
     """Training digits, each moved, turned, stretched and sheared at random, a little; over the
     second half of training less and less."""
-    strength = 0.05 * min(1, 2 - 2 * progress)  # half the picture's width is 1
+    strength = 0.05 * min(1, 2 - 2 * progress)  # in halves of the picture's width
     change = torch.eye(2, 3) + strength * torch.randn(len(x), 2, 3)
     grid = nn.functional.affine_grid(change.to(x.device), x.shape, align_corners=False)
     return nn.functional.grid_sample(x, grid, align_corners=False).round()
@@ -117,37 +114,43 @@ class Residual(nn.Sequential):
     """x + f(x) for maps (B, W, S, S); f sees 3 x 3 places, or the one place of a vector."""
 
     def __init__(self, W, S):
-        first = nn.Conv2d(W, W, 3, padding=1) if S > 1 else Pointwise(W, W)
-        super().__init__(nn.SiLU(), first, nn.SiLU(), Pointwise(W, W))
+        mix = nn.Conv2d(W, W, 3, padding=1) if S > 1 else Pointwise(W, W)
+        super().__init__(nn.SiLU(), mix, nn.SiLU(), Pointwise(W, W))
         nn.init.zeros_(self[-1].weight)
 
     def forward(self, x):
         return x + super().forward(x)
 
 
+def reparameterize(mean, logvar):
+    """A sample of N(mean, exp(logvar)), through which gradients pass (Kingma and Welling 2014)."""
+    return mean + (logvar / 2).exp() * torch.randn_like(mean)
+
+
 class Group(nn.Module):
-    """C latents z at each place of a map. The state takes h = m + s z, m and log s^2 being of it.
-    So h has a learned prior, N(m, s^2), while z keeps N(0, I), and the KL is the same for both."""
+    """C latents z at each place of a map. The decoder's state (B, W, S, S) takes h = m + s z, with
+    m and s computed from the state: h has a learned prior, N(m, s^2), while z keeps N(0, I)."""
 
     def __init__(self, W, S, C):
         super().__init__()
         self.shape = (C, S, S)
-        self.prior = nn.Sequential(nn.SiLU(), Pointwise(W, 2 * C))
-        self.posterior = nn.Sequential(Pointwise(2 * W, W), nn.SiLU(), Pointwise(W, 2 * C))
+        cut = nn.Hardtanh(-10, 10)  # with lambda = 0, h would grow without end
+        self.prior_net = nn.Sequential(nn.SiLU(), Pointwise(W, 2 * C), cut)  # m and log s^2
+        self.posterior_net = nn.Sequential(Pointwise(2 * W, W), nn.SiLU(), Pointwise(W, 2 * C), cut)
         self.lift = Pointwise(C, W)
-        self.refine = Residual(W, S)
-        nn.init.zeros_(self.prior[-1].weight)
+        self.refine = nn.Sequential(Residual(W, S))  # VAE appends the way to a finer map
+        nn.init.zeros_(self.prior_net[1].weight)
 
-    def forward(self, state, features=None, z=None, noise=True):
-        """Next state (B, W, S, S); z, mean, logvar (B, C, S, S). Unless given, z is of q(z|x)."""
-        m, log_s2 = self.prior(state).float().clamp(-BOUND, BOUND).chunk(2, 1)
-        mean = logvar = None
-        if z is None:
-            of_h = self.posterior(torch.cat([features, state], 1)).float().clamp(-BOUND, BOUND)
-            mean = (of_h.chunk(2, 1)[0] - m) / (log_s2 / 2).exp()
-            logvar = of_h.chunk(2, 1)[1] - log_s2
-            z = mean + noise * torch.randn_like(mean) * (logvar / 2).exp()  # reparameterized
-        return self.refine(state + self.lift(m + (log_s2 / 2).exp() * z)), z, mean, logvar
+    def posterior(self, state, features, prior):
+        """Mean and log-variance of q(z|x), (B, C, S, S) each: those of h, for z = (h - m) / s."""
+        m, log_s2 = prior.float().chunk(2, 1)
+        h_mean, h_logvar = self.posterior_net(torch.cat([features, state], 1)).float().chunk(2, 1)
+        return (h_mean - m) / (log_s2 / 2).exp(), h_logvar - log_s2
+
+    def forward(self, state, z, prior):
+        """The state for the next group, after z (B, C, S, S) has entered it."""
+        m, log_s2 = prior.float().chunk(2, 1)
+        return self.refine(state + self.lift(m + (log_s2 / 2).exp() * z))
 
 
 class VAE(nn.Module):
@@ -156,46 +159,44 @@ class VAE(nn.Module):
 
     def __init__(self, latent_dim):
         super().__init__()
-        self.encoder = nn.ModuleList()  # to each level from the one before it; the finest is first
-        self.groups = nn.ModuleList()  # of each level; the top is first
-        self.decoder = nn.ModuleList()  # from each level to the next; the top is first
-        top = [len(part) for part in torch.arange(latent_dim).split(TOP_GROUP)]  # of groups
-        channels, side = CHANNELS, SIDE
-        for W, S, latents in [*MAPS, (TOP_WIDTH, 1, top)]:
-            r = side // S
-            n = channels * r * r
+        top = [len(part) for part in torch.arange(latent_dim).split(TOP_GROUP)]  # sizes of groups
+        maps = [(TOP_WIDTH, 1, top), *MAPS, (CHANNELS, SIDE, [])]
+        self.encoder = nn.ModuleList()  # from the picture up
+        self.groups = nn.ModuleList()  # from the top down
+        for (W, S, latents), (finer_W, finer_S, _) in itertools.pairwise(maps):
+            r = finer_S // S  # r x r places of the finer map become one
+            n = finer_W * r * r
             down = nn.Sequential(nn.PixelUnshuffle(r), Pointwise(n, W), Residual(W, S))
             up = nn.Sequential(Residual(W, S), nn.SiLU(), Pointwise(W, n), nn.PixelShuffle(r))
-            self.encoder.append(down)  # (B, channels, side, side) -> (B, W, S, S)
-            self.groups.insert(0, nn.ModuleList(Group(W, S, C) for C in latents))
-            self.decoder.insert(0, up)  # (B, W, S, S) -> (B, channels, side, side)
-            channels, side = W, S
-        self.start = nn.Parameter(0.1 * torch.randn(1, TOP_WIDTH, 1, 1))
-        self.pixels = Pixels()
+            self.encoder.insert(0, down)  # from the finer map to this one
+            self.groups.extend(Group(W, S, C) for C in latents)
+            self.groups[-1].refine.append(up)  # and back: (B, finer_W, finer_S, finer_S)
+        self.sizes = [math.prod(group.shape) for group in self.groups]
+        self.start = nn.Parameter(0.1 * torch.randn(1, TOP_WIDTH, 1, 1))  # the first state
+        self.likelihood = Likelihood()
         self.to(memory_format=torch.channels_last)  # the faster order on a CPU
 
     def features(self, x):
-        """x (B, C, H, W) in [0, 1] -> the maps (B, W, S, S) of the levels, from the top down."""
-        maps = [2 * x - 1]
+        """x (B, C, H, W) in [0, 1] -> {S: the encoder's map (B, W, S, S)}, from the finest on."""
+        y = 2 * x - 1
+        maps = {}
         for down in self.encoder:
-            maps.insert(0, down(maps[0]))
-        return maps[:-1]
+            y = down(y)
+            maps[y.size(3)] = y
+        return maps
 
-    def top_down(self, features=None, z=None, noise=True):
-        """[decoded] of z (B, Z); or, given features of x, [decoded, z, mean, logvar], z drawn from
-        q(z|x) as mean + noise * deviation, so that without noise it is the means."""
-        state = self.start.expand(len(features[0] if z is None else z), -1, -1, -1)
+    def infer(self, features, is_sampled=True):
+        """Features of x -> what z decodes to, z, and mean and log-variance of q(z|x), (B, Z). Each
+        group's z is drawn before the next group is asked; if not is_sampled, it is the mean."""
+        state = self.start.expand(len(features[1]), -1, -1, -1)
         path = []
-        for level, groups in enumerate(self.groups):
-            for group in groups:
-                if z is None:
-                    state, *drawn = group(state, features[level], noise=noise)
-                    path.append([tensor.flatten(1) for tensor in drawn])
-                else:
-                    part, z = z.tensor_split([math.prod(group.shape)], 1)
-                    state = group(state, z=part.unflatten(1, group.shape))[0]
-            state = self.decoder[level](state)
-        return [OUTPUT(state.float()), *(torch.cat(parts, 1) for parts in zip(*path, strict=True))]
+        for group in self.groups:
+            prior = group.prior_net(state)
+            mean, logvar = group.posterior(state, features[state.size(3)], prior)
+            z = reparameterize(mean, logvar) if is_sampled else mean
+            state = group(state, z, prior)
+            path.append(torch.stack([z, mean, logvar]).flatten(2))  # (3, B, C * S * S)
+        return OUTPUT(state.float()), *torch.cat(path, 2)  # ..., z, mean, logvar
 
     def encode(self, x):
         """x -> mean and log-variance of q(z|x), (B, Z) each, along a path that is drawn."""
@@ -203,35 +204,35 @@ class VAE(nn.Module):
 
     def decode(self, z):
         """z (B, Z), from the top down -> Bernoulli logits (B, 1, 28, 28)."""
-        return self.top_down(z=z)[0]
-
-    def likelihood(self, z):
-        """p(x|z), whose mean is the picture."""
-        return self.pixels(self.decode(z))
+        state = self.start.expand(len(z), -1, -1, -1)
+        for group, part in zip(self.groups, z.split(self.sizes, 1), strict=True):
+            state = group(state, part.unflatten(1, group.shape), group.prior_net(state))
+        return OUTPUT(state.float())
 
     def forward(self, x):
-        """x -> what is decoded from one sample z of q(z|x), its mean and its log-variance."""
-        decoded, _, mean, logvar = self.top_down(self.features(x))
+        """x -> what one sample z of q(z|x) decodes to, and mean and log-variance of q(z|x)."""
+        decoded, _, mean, logvar = self.infer(self.features(x))
         return decoded, mean, logvar
 
 
 # -------------------------------------------------------------------------------------- likelihood
-class Pixels(nn.Module):
-    """p(x|z) of what is decoded: a Bernoulli in every pixel."""
+class Likelihood(nn.Module):
+    """p(x|z) of what is decoded, whose mean is the picture: a Bernoulli in every pixel."""
 
     def forward(self, decoded):
         return Bernoulli(logits=decoded, validate_args=False)
 
 
-def data_metrics(model, images, loss, reconstruction):
+def data_metrics(model, images, *_):
     """IW-NLL: an upper bound on -log p(x) in nats, mean of up to 500 images, by k = 500 importance
     samples each (Burda et al. 2016, equation 8)."""
     x = images[:500] / 255
     features = model.features(x)
     log_weights = []
     for _ in tqdm(range(500), "IW-NLL", disable=None):
-        decoded, z, mean, logvar = model.top_down(features)
-        log_p = Normal(0, 1).log_prob(z).sum(1) + model.pixels(decoded).log_prob(x).sum((1, 2, 3))
+        decoded, z, mean, logvar = model.infer(features)
+        log_p = model.likelihood(decoded).log_prob(x).sum((1, 2, 3))  # of x given z
+        log_p += Normal(0, 1).log_prob(z).sum(1)  # of x and z
         log_q = Normal(mean, (logvar / 2).exp()).log_prob(z).sum(1)
         log_weights.append(log_p - log_q)
     bound = math.log(500) - torch.stack(log_weights).logsumexp(0)
@@ -249,7 +250,7 @@ def split(images):
 def elbo_terms(model, x):
     """-log p(x|z) of a sample z of q(z|x), (B,), KL(q(z|x) || p(z)) by dimension, (B, Z); nats."""
     decoded, mean, logvar = model(x)
-    reconstruction = -model.pixels(decoded).log_prob(x).flatten(1).sum(1)
+    reconstruction = -model.likelihood(decoded).log_prob(x).flatten(1).sum(1)
     return reconstruction, (mean.square() + logvar.exp() - 1 - logvar) / 2
 
 
@@ -258,6 +259,13 @@ def learning_rate(progress, peak):
     if progress < 0.1:
         return peak * progress / 0.1
     return peak * (1 - progress) / 0.9
+
+
+def kl_weight(progress, weight):
+    """KL_START times `weight` at first, falling to it: a dear z holds only what tells most of x."""
+    if progress < 0.6:
+        return weight * KL_START ** (1 - progress / 0.6)
+    return weight
 
 
 def train_epoch(args, model, optimizer, images, epoch):
@@ -271,13 +279,14 @@ def train_epoch(args, model, optimizer, images, epoch):
         x = augment(images[rows].to(args.device) / 255, progress)
         reconstruction, kl = elbo_terms(model, x)
         terms = torch.stack([reconstruction.mean(), kl.sum(1).mean()])
-        loss = terms[0] + args.kl_weight * KL_START ** max(0, 1 - progress / 0.6) * terms[1]
+        loss = terms[0] + kl_weight(progress, args.kl_weight) * terms[1]
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         totals += torch.stack([loss, *terms]).detach().cpu()
-    return (totals / len(batches)).tolist()
+    names = ("loss_nats", "reconstruction_nats", "kl_nats")
+    return dict(zip(names, (totals / len(batches)).tolist(), strict=True))
 
 
 def train(args, images, validation):
@@ -290,25 +299,18 @@ def train(args, images, validation):
     history = []
     path = args.out / "model.pt"
     if args.resume and path.exists():
-        old = vars(load_checkpoint(path)[1])
-        changed = [f"{k} was {old.get(k)}, is {v}" for k, v in config.items() if old.get(k) != v]
+        changed = vars(load_checkpoint(path)[1]).items() - config.items()  # pairs that differ
         if changed:
-            do = "repeat its options, which its schedule is made for, or name another --out"
-            sys.exit(f"error: {path} is of another run, {'; '.join(changed)}: {do}")
+            sys.exit(f"error: {path} is of a run with {dict(changed)}: repeat it, or change --out")
         saved = torch.load(path, map_location=args.device, weights_only=True)
         model.load_state_dict(saved["weights"])
         optimizer.load_state_dict(saved["optimizer"])
         history = saved["history"]
     for epoch in tqdm(range(len(history), args.epochs), "training", unit="epoch", disable=None):
-        terms = train_epoch(args, model, optimizer, images, epoch)
-        held = infer(model, validation)
-        point = {
-            "loss_nats": terms[0],
-            "reconstruction_nats": terms[1],
-            "kl_nats": terms[2],
-            "validation_reconstruction_nats": held[0].mean().item(),
-            "validation_kl_nats": held[1].sum(1).mean().item(),
-        }
+        point = train_epoch(args, model, optimizer, images, epoch)
+        held = evaluate(model, validation)
+        point["validation_reconstruction_nats"] = held[0].mean().item()
+        point["validation_kl_nats"] = held[1].sum(1).mean().item()
         if not math.isfinite(sum(point.values())):
             sys.exit(f"error: the loss is not finite in epoch {epoch + 1}: take a smaller --lr")
         history.append(point)
@@ -335,18 +337,18 @@ def load_checkpoint(path, device="cpu"):
 
 # -------------------------------------------------------------------------------------- evaluation
 @torch.no_grad()
-def infer(model, images):
-    """-log p(x|z) (N,) and KL (N, Z) of N uint8 images; mean, logvar of q without noise (N, Z)."""
+def evaluate(model, images):
+    """Of images: -log p(x|z), (N,), KL, (N, Z), of a drawn path; mean, logvar on that of means."""
     parts = []
     for batch in images.split(250):
         x = batch.to(model.start.device) / 255
-        _, _, mean, logvar = model.top_down(model.features(x), noise=False)
+        _, _, mean, logvar = model.infer(model.features(x), is_sampled=False)
         parts.append([term.cpu().double() for term in (*elbo_terms(model, x), mean, logvar)])
     return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
 def interpolate(one, two, way):
-    """Codes (..., Z) on a line, scaled to a code's length: a plain form of White's slerp (2016)."""
+    """Codes (..., Z) on a line, drawn out to full length: a plain form of White's slerp (2016)."""
     length = torch.lerp(one.norm(dim=-1, keepdim=True), two.norm(dim=-1, keepdim=True), way)
     return length * nn.functional.normalize(torch.lerp(one, two, way), dim=-1)
 
@@ -370,11 +372,10 @@ def main(argv=None):
     autocast = torch.autocast(args.device, torch.bfloat16, is_bf16, cache_enabled=False)
     with autocast:  # without a cache: it would keep the weights of the first step
         history = train(args, images, validation)
-    model, config = load_checkpoint(args.out / "model.pt")  # on the CPU
-    torch.manual_seed(args.seed)
-    reconstruction, kl, mean, logvar = infer(model, test)
-    loss = (reconstruction + kl.sum(1)).mean().item()
-    with autocast:
+        model, config = load_checkpoint(args.out / "model.pt")  # on the CPU
+        torch.manual_seed(args.seed)
+        reconstruction, kl, mean, logvar = evaluate(model, test)
+        loss = (reconstruction + kl.sum(1)).mean().item()
         own = data_metrics(model, test, loss, reconstruction.mean().item())
     metrics = {  # at lambda = 1, whatever lambda trained the model
         "negative_elbo_nats": loss,
@@ -396,13 +397,14 @@ def main(argv=None):
     axes[0].figure.savefig(args.out / "posterior.png")
     x = test[:32] / 255
     codes = mean.float()
-    pairs = torch.stack([x, model.likelihood(codes[:32]).mean], 1)  # real, reconstructed
-    draw_images(args.out / "reconstructions.png", pairs.flatten(0, 1))
-    draw_images(args.out / "samples.png", model.likelihood(torch.randn(64, codes.size(1))).mean)
+    decoded = model.likelihood(model.decode(codes[:32])).mean
+    draw_images(args.out / "reconstructions.png", torch.stack([x, decoded], 1).flatten(0, 1))
+    samples = model.likelihood(model.decode(torch.randn(64, codes.size(1)))).mean
+    draw_images(args.out / "samples.png", samples)
     strips = []
     for i in range(0, 16, 2):  # from one real image to the next
         z = interpolate(codes[i], codes[i + 1], torch.linspace(0, 1, 6)[:, None])  # (6, Z)
-        strips += [x[i : i + 1], model.likelihood(z).mean, x[i + 1 : i + 2]]
+        strips += [x[i : i + 1], model.likelihood(model.decode(z)).mean, x[i + 1 : i + 2]]
     draw_images(args.out / "interpolation.png", torch.cat(strips))
     numbers = [f"{k:24} {v:.6g}" for k, v in metrics.items() if isinstance(v, int | float)]
     print(*numbers, f"metrics.json, model.pt, pictures: {args.out}", sep="\n")

@@ -76,7 +76,7 @@ def run(name, data):
 
 def decode(model, z):
     """Pictures of codes (N, Z)."""
-    return torch.cat([model.likelihood(part.float()).mean for part in z.split(250)])
+    return torch.cat([model.likelihood(model.decode(part.float())).mean for part in z.split(250)])
 
 
 def sample_mixture(codes, n):
@@ -113,13 +113,13 @@ def digits_measures(script, model, parts, data):
     labels = torch.from_numpy(np.load(Path(data) / script.FILE)["label"]).long()
     train, _, test = (images / 255 for images in parts)
     judge = train_judge(train, script.split(labels)[0]).requires_grad_(False)
-    codes = script.infer(model, parts[2])[2]
+    codes = script.evaluate(model, parts[2])[2]
     pictures = {
         "real": test,
         "reconstructions": decode(model, codes),
         "midway": decode(model, script.interpolate(codes, codes.roll(1, 0), 0.5)),
         "prior": decode(model, torch.randn(10_000, codes.size(1))),
-        "mixture": decode(model, sample_mixture(script.infer(model, parts[0][:3000])[2], 2000)),
+        "mixture": decode(model, sample_mixture(script.evaluate(model, parts[0][:3000])[2], 2000)),
     }
     sure = {name: judge(x).softmax(1).amax(1) > 0.9 for name, x in pictures.items()}
     legible = {f"legible_{name}": share.float().mean().item() for name, share in sure.items()}
@@ -163,7 +163,7 @@ def sliced_wasserstein(one, two, patches=32, projections=128):
 def faces_measures(script, model, parts, data):
     """Sliced Wasserstein distances to the test faces."""
     train, _, test = parts
-    codes = script.infer(model, test)[2]
+    codes = script.evaluate(model, test)[2]
     pictures = {
         "real": train[: len(test)] / 255,
         "reconstructions": decode(model, codes),

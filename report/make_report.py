@@ -207,7 +207,7 @@ def network_summary(kind, run):
     """Levels of one autoencoder from the picture to the vector, and its settings."""
     plain = settings(kind)
     levels, latents = [], 0
-    for width, side, groups in plain["MAPS"]:
+    for width, side, groups in reversed(plain["MAPS"]):
         count = sum(groups) * side * side
         latents += count
         text = f"{len(groups)} of {groups[0]} a place: {count:,}" if groups else "none"

@@ -60,7 +60,7 @@ def draw_images(name, script, test):
         run = f"{script.NAME}_kl{weight}"
         model, _ = script.load_checkpoint(ROOT / "results" / "report" / run / "model.pt")
         torch.manual_seed(0)
-        _, kl, mean, logvar = script.infer(model, test)
+        _, kl, mean, logvar = script.evaluate(model, test)
         codes = mean[:16].float()
         pairs = torch.cat([x, decode(model, codes)]).view(2, 2, 8, *x.shape[1:]).transpose(0, 1)
         samples = decode(model, torch.randn(32, codes.size(1)))
@@ -78,13 +78,14 @@ def draw_images(name, script, test):
             axis.axhline(prior, color="red", lw=0.6)
             axis.yaxis.set_major_formatter("{x:g}")
         made = []  # by each group's layer of the learned prior, m' and log s'^2
-        for group in itertools.chain(*model.groups):
-            group.prior.register_forward_hook(lambda *seen, made=made: made.append(seen[2]))
-        model.top_down(model.features(x[:1]), noise=False)
+        for group in model.groups:
+            group.prior_net.register_forward_hook(lambda *seen, made=made: made.append(seen[2]))
+        model.decode(codes[:1])
         log_s2 = torch.cat([both.chunk(2, 1)[1].flatten() for both in made])
-        floor = -script.BOUND - log_s2.clamp(-script.BOUND, script.BOUND)
+        floor = -10 - log_s2  # of h the log-variance is -10 at least
         row[1].plot(floor.exp(), ".", color="0.7", ms=3, mew=0, zorder=1)
-        sizes = [sum(int(np.prod(group.shape)) for group in level) for level in model.groups]
+        levels = itertools.groupby(model.groups, lambda group: group.shape[1])
+        sizes = [sum(int(np.prod(group.shape)) for group in level) for _, level in levels]
         numbers[weight] = {
             "mean_abs": mean[0].abs().mean().item(),
             "variance": logvar[0].exp().mean().item(),

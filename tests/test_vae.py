@@ -41,7 +41,7 @@ def model(V):
     for weight in model.parameters():
         if weight.ndim > 0:
             torch.nn.init.normal_(weight, std=0.5 / math.sqrt(weight[0].numel()))
-    for parameter in model.pixels.parameters():
+    for parameter in model.likelihood.parameters():
         parameter.fill_(-0.7)
     return model
 
@@ -58,11 +58,11 @@ def close(one, two, tolerance=1e-3):
 def test_elbo_terms_are_torchs(V, model, x):
     """-log p(x|z) of the very z that was drawn, summed over pixels; KL of each dimension."""
     reconstruction, kl = seeded(V.elbo_terms, model, x)
-    decoded, z, mean, logvar = seeded(model.top_down, model.features(x))
+    decoded, z, mean, logvar = seeded(model.infer, model.features(x))
     p = Bernoulli(logits=decoded) if V is DIGITS else Normal(decoded, math.exp(-0.7))
     torch.testing.assert_close(reconstruction, -p.log_prob(x).sum((1, 2, 3)))
     close(kl, kl_divergence(Normal(mean, (logvar / 2).exp()), N01))
-    close(model.likelihood(z).mean, p.mean)
+    close(model.likelihood(model.decode(z)).mean, p.mean)
     if V is FACES:  # what is told of them
         loss = (reconstruction + kl.sum(1)).mean().item()
         told = V.data_metrics(model, 255 * x.byte(), loss, reconstruction.mean().item())
@@ -74,7 +74,7 @@ def test_interface(V, model, x):
     """forward gives the picture of the path whose terms it gives; decode takes all, top down."""
     decoded, mean, logvar = seeded(model, x)
     close(seeded(model.encode, x), (mean, logvar))
-    z = seeded(model.top_down, model.features(x))[1]
+    z = seeded(model.infer, model.features(x))[1]
     close(model.decode(z), decoded)
     below = sum(side * side * sum(latents) for _, side, latents in V.MAPS)
     assert decoded.shape == x.shape and mean.shape == logvar.shape == (5, 20 + below)
@@ -82,35 +82,34 @@ def test_interface(V, model, x):
     noise = (z - mean) / (logvar / 2).exp()
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.05
     # The first group's posterior is of x alone, the others' of what was drawn above them, too.
-    top = model.groups[0][0]
+    top = model.groups[0]
     first = math.prod(top.shape)
     difference = (model.encode(x)[0] - model.encode(x)[0]).abs()
     assert difference[:, :first].max() < 1e-3 and difference[:, first:].amax(0).min() > 0
-    _, z, *terms = model.top_down(model.features(x), noise=False)
-    close(torch.stack(V.infer(model, 255 * x.byte())[2:]).float(), torch.stack(terms))
+    _, z, *terms = model.infer(model.features(x), is_sampled=False)
+    close(torch.stack(V.evaluate(model, 255 * x.byte())[2:]).float(), torch.stack(terms))
     assert torch.equal(z, terms[0])
     # With lambda 0 nothing else keeps means and variances from running away.
-    for layers in (top.posterior, top.prior):
-        layers[-1].bias.fill_(-99)
+    for layers in (top.posterior_net, top.prior_net):
+        layers[-2].bias.fill_(-99)
         logvar = model.encode(x)[1]
-        assert logvar.abs().max() <= 2 * V.BOUND and V.elbo_terms(model, x)[1].isfinite().all()
+        assert logvar.abs().max() <= 20 and V.elbo_terms(model, x)[1].isfinite().all()
 
 
 def test_the_learned_prior(V, model, x):
-    """A group's state takes h = m + s z: q(h|x) against the learned prior N(m, s^2) is, in KL and
-    in density, what q(z|x) is against N(0, I)."""
-    state = model.start.expand(5, -1, -1, -1)
-    features = model.features(x)[0]
-    group = model.groups[0][0]
+    """q(h|x) against the learned prior N(m, s^2) is, in KL and density, q(z|x) against N(0, I)."""
+    features = model.features(x)[1]
+    state = torch.randn_like(features)
+    group = model.groups[0]
     group.lift.register_forward_hook(lambda module, args, output: entered.append(args[0]))
     entered = []
-    m, log_s2 = group.prior(state).chunk(2, 1)
-    h_mean, h_logvar = group.posterior(torch.cat([features, state], 1)).chunk(2, 1)
-    prior = Normal(m, (log_s2 / 2).exp())
-    posterior = Normal(h_mean, (h_logvar / 2).exp())
-    _, z, mean, logvar = group(state, features)
-    q = Normal(mean, (logvar / 2).exp())
-    close(entered[0], m + prior.scale * z)
+    of_state = group.prior_net(state)
+    of_h = group.posterior_net(torch.cat([features, state], 1)).chunk(2, 1)
+    terms = (of_state.chunk(2, 1), of_h, group.posterior(state, features, of_state))
+    prior, posterior, q = (Normal(mean, (logvar / 2).exp()) for mean, logvar in terms)
+    z = q.sample()
+    group(state, z, of_state)
+    close(entered[0], prior.mean + prior.scale * z)
     close(kl_divergence(q, N01), kl_divergence(posterior, prior))
     ratio = posterior.log_prob(entered[0]) - prior.log_prob(entered[0])
     close(q.log_prob(z) - N01.log_prob(z), ratio)
@@ -139,7 +138,7 @@ def test_training_step_by_step(V, monkeypatch, epochs, batch_size):
     images = torch.arange(40).byte().view(40, 1, 1, 1)
     for epoch in range(epochs):
         means = V.train_epoch(args, nn.ParameterList([terms]), optimizer, images, epoch)
-    assert means[1:] == pytest.approx([2, 9], rel=0.2)
+    assert [*means.values()][1:] == pytest.approx([2, 9], rel=0.2)
     n = epochs * math.ceil(30 / batch_size)
     progress = (np.arange(n) + 0.5) / n
     rates, *gradient = np.array(steps).T
@@ -176,7 +175,7 @@ def test_iw_nll_is_the_integral(monkeypatch):
     """One latent dimension: the importance-weighted bound against p(x) integrated on a grid."""
     monkeypatch.setattr(DIGITS, "MAPS", [(64, 7, [])])
     model = seeded(DIGITS.VAE, 1).eval().requires_grad_(False)
-    model.groups[0][0].posterior[-1].bias.copy_(torch.tensor([0.7, 0.5]))  # away from the prior
+    model.groups[0].posterior_net[-2].bias.copy_(torch.tensor([0.7, 0.5]))  # away from the prior
     images = 255 * torch.randint(0, 2, (2, 1, 28, 28)).byte()
     z = torch.linspace(-8, 8, 2001)[:, None]
     log_p = Bernoulli(logits=model.decode(z)).log_prob(images[:, None] / 255).sum((2, 3, 4))
@@ -274,18 +273,19 @@ def test_run_writes_everything(V, finished):
     model, config = V.load_checkpoint(finished / "model.pt")
     assert config.latent_dim == V.LATENT_DIM and not model.training
     _, validation, test = V.split(read(V, SAMPLE))
-    codes = V.infer(model, test)[2]
+    codes = V.evaluate(model, test)[2]
     assert metrics["active_units"] == (codes.var(0) > 0.01).sum()
     # The last point of the curve is the saved model's, noise of z and 16 bits aside.
-    found = [term.sum().item() / len(validation) for term in V.infer(model, validation)[:2]]
+    found = [term.sum().item() / len(validation) for term in V.evaluate(model, validation)[:2]]
     held = [value for name, value in metrics["history"][-1].items() if "validation" in name]
-    assert held == pytest.approx(found, rel=0.1)
+    assert held == pytest.approx(found, rel=0.1, abs=3e-3 * test[0].numel())
     # Real images stand at the left of what is decoded of their codes, and at the ends of paths.
     middle = slice(65, None, 130)  # of each tile
     names = ("reconstructions.png", "interpolation.png")
     pictures = [np.asarray(Image.open(finished / name).convert("RGB")) for name in names]
     pairs, path = (image[middle, middle].reshape(64, 3).astype(float) for image in pictures)
-    for k, x in enumerate((test[:32] / 255, model.likelihood(codes[:32].float()).mean)):
+    decoded = model.likelihood(model.decode(codes[:32].float())).mean
+    for k, x in enumerate((test[:32] / 255, decoded)):
         shown = 255 * x[:, :, V.SIDE // 2, V.SIDE // 2].expand(-1, 3).numpy()
         np.testing.assert_allclose(pairs[k::2], shown, atol=2)
         np.testing.assert_allclose(path[k::8], shown[:16:2], atol=2)
@@ -300,9 +300,9 @@ def test_resume(V, finished, tmp_path, monkeypatch):
     again = [*SMALL, str(finished), "--resume"]
     images, validation, _ = V.split(read(V, SAMPLE))
     images[9, 0, 0, 0] ^= 255  # one pixel
-    assert "images was" in error_of(V.train, V.parse_args(again), images, validation)
+    assert "with {'images': " in error_of(V.train, V.parse_args(again), images, validation)
     line = error_of(V.main, [*again, "--lr", "0.5", "--seed", "7"])
-    assert f"lr was {V.LR}, is 0.5" in line and "seed was 0, is 7" in line and "images" not in line
+    assert f"'lr': {V.LR}" in line and "'seed': 0" in line and "images" not in line
     assert contents(finished) == before
     old = json.loads(before["metrics.json"])
     new = V.main(again)
