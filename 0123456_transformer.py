@@ -10,6 +10,7 @@ submission.csv, in the working folder; results/transformer gets metrics.json and
 
 import argparse
 import gzip
+import html
 import json
 import math
 import os
@@ -109,10 +110,10 @@ def read_table(path, keys):
 
 
 def clean(text):
-    """Lower case; of HTML, ` #39;s` becomes `'s`; tags, ` quot;` and its like and \\ are blanks."""
-    text = re.sub(r"\s?&?#39;", "'", text.lower())
-    tag = r"(<|&lt;)/?[a-z!].*?(>|&gt;)"
-    return re.sub(tag + r"|&?(#\d+|\b(quot|amp|lt|gt|nbsp));|\\", " ", text)
+    """Lower case, HTML's crumbs mended: ` #39;s` is `'s`, ` quot;` is `"`; tags, `\\`, blanks."""
+    text = re.sub(r"\s?&?#39;", "'", text.replace("&amp;", "&"))
+    text = html.unescape(re.sub(r"&?(#\d{2,4}|\b(?:quot|amp|lt|gt|nbsp));", r"&\1;", text))
+    return re.sub(r"</?[a-z!][^<>]*>|\\", " ", text.lower())
 
 
 def load_news(args):
@@ -420,8 +421,7 @@ def main(argv=None):
     (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))
     folds = pd.concat([pd.DataFrame(history) for history in histories])
     curves = folds.groupby(level=0).mean(numeric_only=True)  # over the folds
-    # In training the encoder alone, with words dropped; out of fold (oof) with naive Bayes.
-    panels = [("loss_nats", "oof_loss_nats"), ("accuracy", "oof_accuracy")]
+    panels = [("loss_nats", "oof_loss_nats"), ("accuracy", "oof_accuracy")]  # oof: naive Bayes, too
     axes = curves.plot(subplots=panels, figsize=(8, 6), marker=".", xlabel="epoch")
     axes[0].figure.savefig(args.out / "curves.png")
     draw_attention(args.out / "attention.png", model, held.iloc[0], classes)  # of the last fold
