@@ -228,7 +228,7 @@ def main():
     made_by = source()
     for name in args.names or [*RUNS, *others]:
         path = RESULTS / f"{name}.json"
-        if not path.exists():
+        if args.names or not path.exists():
             result = run(name, args.data) if name in RUNS else others[name](args.data)
             path.write_text(json.dumps(result | made_by, indent=1))
             print(f"{name}: {path.relative_to(ROOT)}", flush=True)
