@@ -4,7 +4,8 @@
     python benchmarks/speed.py --data DIR encoder vae_mnist --pairs 1         some of it, once
 
 Prints every figure and keeps it in report/results/speed.json. Ratios are of medians of rivals in
-turn. A script's default run is paired with that of commit 827a2df, from the history. With
+turn. A script's default run is paired with that of commit 827a2df, from the history, both by
+--python, for users have requirements.txt alone (nltk imports scikit-learn where there is one). With
 ONEDNN_MAX_CPU_ISA=AVX2 set, as on processors without 16-bit products, it is kept beside that.
 """
 
@@ -158,9 +159,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the course's files")
     parser.add_argument("--pairs", type=int, default=3, help="runs of each rival")
+    parser.add_argument("--python", default=sys.executable, help="which runs the scripts")
     parser.add_argument("parts", nargs="*", help=f"which to measure (default: all of {[*parts]})")
     args = parser.parse_args()
     data = args.data.resolve()
+    sys.executable = args.python  # which `start` starts
     made_by = source()
     path = ROOT / "report" / "results" / "speed.json"
     figures = json.loads(path.read_text()) if path.exists() else {}
