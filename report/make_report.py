@@ -30,7 +30,9 @@ VARIANTS = {  # of the classifier: what the report calls them
     "keep_words": "no words dropped in training",
     "two_layers": "two encoder layers",
     "dropout": "dropout 0.1 on both branches",
+    "slow": "a third of the learning rate",
 }
+RIVALS = ("naive_bayes", "tf_idf_vectors", "encoder")
 TOKENIZERS = ("whitespace", "wordpunct", "treebank", "toktok", "tweet")
 CLASSES = ("World", "Sports", "Business", "Sci/Tech")
 
@@ -120,7 +122,10 @@ def news_summary(results):
     epochs = zip(*news["history"], strict=True)  # each with a dict of every fold
     losses = [statistics.mean(fold["oof_loss_nats"] for fold in folds) for folds in epochs]
     words = results["tokenizers"]
-    cuts = {"whitespace": accuracies(results, "whitespace"), "wordpunct": accuracies(results, "")}
+    own = accuracies(results, "")
+    cuts = {name: accuracies(results, name) for name in TOKENIZERS if name != "wordpunct"}
+    cuts["wordpunct"] = own
+    gaps = [100 * (a - b) for a, b in zip(own, cuts["whitespace"], strict=True)]
     D, H = int(config["d_model"]), int(config["d_hid"])
     wordpunct, blank = words["wordpunct"], words["whitespace"]
     attended, random = results["pictures"]["attention"]["changed_attended_random"]
@@ -139,7 +144,7 @@ def news_summary(results):
         "private": str(PRIVATE_ROWS),
         "lines": LINES,
         "scratch": spread(accuracies(results, "scratch")),
-        "rivals": {name: spread(rivals[name]) for name in ("naive_bayes", "tf_idf_vectors")},
+        "rivals": {name: spread(rivals[name]) for name in RIVALS},
         "ahead": fixed(100 * (mean - statistics.mean(rivals["tf_idf_vectors"])), 1),
         "rows": fixed(sum(map(sum, confusion))),
         "wrong": str(sum(map(sum, confusion)) - sum(confusion[i][i] for i in range(4))),
@@ -157,11 +162,14 @@ def news_summary(results):
         "tokenizers": [
             [name, fixed(row["words"]), fixed(row["mean_length"], 1), percent(row["unknown_alone"])]
             + [percent(row["unknown_with_vectors"])]
-            + [spread(cuts[name]) if name in cuts else "–"]
+            + [spread(cuts[name])]
             for name, row in ((name, words[name]) for name in TOKENIZERS)
         ],
         "examples": [[name, words[name]["example"]] for name in TOKENIZERS[:3]],
-        "cuts": {name: spread(values, 3) for name, values in cuts.items()},
+        "cuts": {name: spread(values) for name, values in cuts.items()},
+        "gap": fixed(statistics.mean(gaps), 2),
+        "gap_error": fixed(statistics.stdev(gaps) / math.sqrt(len(gaps)), 2),
+        "own": spread(own),
         "blank_words": fixed(blank["words"]),
         "blank_unknown": percent(blank["unknown_with_vectors"]),
         "words": fixed(wordpunct["words"]),
