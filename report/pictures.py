@@ -71,10 +71,10 @@ def draw_images(name, script, test):
         save(f"lambda{weight}_reconstructions_{name}", pairs[:, :, :6].flatten(0, 2), 6)
         save(f"lambda{weight}_samples_{name}", samples[:24], 6)
         save(f"lambda{weight}_interpolations_{name}", paths(script, model, x[:8], codes, 4), 6)
-        row[0].set(title=f"λ = {weight}: mean m", yscale="symlog", yticks=[-10, -2, 0, 2, 10])
+        row[0].set(title=f"λ = {weight}: mean m", yscale="symlog", yticks=[-10, 0, 10])
         row[1].set(title=f"λ = {weight}: variance s²", yscale="log")
         for axis, values, prior in zip(row, (mean[0], logvar[0].exp()), (0, 1), strict=True):
-            axis.plot(values, "k.", ms=3, mew=0)
+            axis.plot(values, "k.", ms=4, mew=0)
             axis.axhline(prior, color="red", lw=0.6)
             axis.yaxis.set_major_formatter("{x:g}")
         made = []  # by each group's layer of the learned prior, m' and log s'^2
