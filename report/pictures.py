@@ -56,6 +56,7 @@ def draw_images(name, script, test):
     x = test[:16] / 255
     numbers = {}
     figure, axes = plt.subplots(3, 2, sharey="col", figsize=(5.63, 3.9), layout="constrained")
+    ticks = [-10, 0, 10] if name == "digits" else [-2, 0, 2]
     for weight, row in zip(COLOURS, axes, strict=True):
         run = f"{script.NAME}_kl{weight}"
         model, _ = script.load_checkpoint(ROOT / "results" / "report" / run / "model.pt")
@@ -71,7 +72,7 @@ def draw_images(name, script, test):
         save(f"lambda{weight}_reconstructions_{name}", pairs[:, :, :6].flatten(0, 2), 6)
         save(f"lambda{weight}_samples_{name}", samples[:24], 6)
         save(f"lambda{weight}_interpolations_{name}", paths(script, model, x[:8], codes, 4), 6)
-        row[0].set(title=f"λ = {weight}: mean m", yscale="symlog", yticks=[-10, 0, 10])
+        row[0].set(title=f"λ = {weight}: mean m", yscale="symlog", yticks=ticks)
         row[1].set(title=f"λ = {weight}: variance s²", yscale="log")
         for axis, values, prior in zip(row, (mean[0], logvar[0].exp()), (0, 1), strict=True):
             axis.plot(values, "k.", ms=4, mew=0)

@@ -76,11 +76,11 @@ def test_logits(model):
     padded, maps = model(nn.functional.pad(tokens, (0, 4)), return_attention=True)
     torch.testing.assert_close(padded, logits)
     assert [part.shape for part in maps] == [(1, 2, 9, 9)] * 2 and not maps[1][..., 5:].any()
-    assert model(torch.zeros(1, 3, dtype=torch.long)).isfinite().all() and logits.shape == (1, 4)
+    many, attended = model(torch.zeros(70, 128).long(), return_attention=True)  # 70: in two parts
+    assert many.isfinite().all() and many.shape == (70, 4) and len(attended[0]) == 70
     assert (logits - model(tokens.flip(1))).abs().max() > 1e-5
     logits[0, 0].backward()
-    for layer in model.layers:
-        assert layer.feed_forward[0].weight.grad.any()
+    assert all(layer.feed_forward[0].weight.grad.any() for layer in model.layers)
     if isinstance(model.embedding, nn.Sequential):  # given vectors stay; other words have 0
         table = model.embedding[0].weight
         assert table[5].tolist() == [1] * 6 and table.sum() == 6 and not table.requires_grad
