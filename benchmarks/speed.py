@@ -35,7 +35,7 @@ FORMER = "827a2df"
 NAMES = ("vae_mnist", "transformer", "vae_anime")
 
 
-def encoder(data, pairs, rounds=15):
+def encoder(data, pairs, rounds=40):
     """A training step of our encoder layer and of nn.TransformerEncoderLayer, alike in all: with
     dropout, and without, where torch's attention never holds a T x T matrix."""
     script = load_script("transformer")
