@@ -274,12 +274,12 @@ def test_run_writes_everything(V, finished):
     assert config.latent_dim == V.LATENT_DIM and not model.training
     _, validation, test = V.split(read(V, SAMPLE))
     codes = V.evaluate(model, test)[2]
-    assert metrics["active_units"] == (codes.var(0) > 0.01).sum()
+    assert (codes.var(0) > 0.012).sum() <= metrics["active_units"] <= (codes.var(0) > 0.008).sum()
     # The last point of the curve is the saved model's, noise of z and 16 bits aside.
     found = [term.sum().item() / len(validation) for term in V.evaluate(model, validation)[:2]]
     held = [value for name, value in metrics["history"][-1].items() if "validation" in name]
     assert held == pytest.approx(found, rel=0.1, abs=3e-3 * test[0].numel())
-    # Real images stand at the left of what is decoded of their codes, and at the ends of paths.
+    # Real images stand at the left of what is decoded (in 16 bits) of their codes, and at the ends of paths.
     middle = slice(65, None, 130)  # of each tile
     names = ("reconstructions.png", "interpolation.png")
     pictures = [np.asarray(Image.open(finished / name).convert("RGB")) for name in names]
@@ -287,9 +287,9 @@ def test_run_writes_everything(V, finished):
     decoded = model.likelihood(model.decode(codes[:32].float())).mean
     for k, x in enumerate((test[:32] / 255, decoded)):
         shown = 255 * x[:, :, V.SIDE // 2, V.SIDE // 2].expand(-1, 3).numpy()
-        np.testing.assert_allclose(pairs[k::2], shown, atol=2)
-        np.testing.assert_allclose(path[k::8], shown[:16:2], atol=2)
-        np.testing.assert_allclose(path[7 - k :: 8], shown[1:16:2], atol=2)
+        np.testing.assert_allclose(pairs[k::2], shown, atol=6)
+        np.testing.assert_allclose(path[k::8], shown[:16:2], atol=6)
+        np.testing.assert_allclose(path[7 - k :: 8], shown[1:16:2], atol=6)
 
 
 def test_resume(V, finished, tmp_path, monkeypatch):
