@@ -279,7 +279,7 @@ def test_run_writes_everything(V, finished):
     found = [term.sum().item() / len(validation) for term in V.evaluate(model, validation)[:2]]
     held = [value for name, value in metrics["history"][-1].items() if "validation" in name]
     assert held == pytest.approx(found, rel=0.1, abs=3e-3 * test[0].numel())
-    # Real images stand at the left of what is decoded (in 16 bits) of their codes, and at the ends of paths.
+    # Real images stand left of what their codes (of 16 bits) decode to, and at the ends of paths.
     middle = slice(65, None, 130)  # of each tile
     names = ("reconstructions.png", "interpolation.png")
     pictures = [np.asarray(Image.open(finished / name).convert("RGB")) for name in names]
