@@ -232,7 +232,7 @@ def main():
         path = RESULTS / f"{name}.json"
         if args.names or not path.exists():
             result = run(name, args.data) if name in RUNS else others[name](args.data)
-            path.write_text(json.dumps(result | made_by, indent=1))
+            path.write_text(json.dumps(result | made_by, indent=1).replace(f"{ROOT}/", ""))
             print(f"{name}: {path.relative_to(ROOT)}", flush=True)
 
 
