@@ -19,7 +19,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 DIGITS = load("vae_mnist")
 FACES = load("vae_anime")
 MEASURE = DIGITS.data_metrics
-SMALL = f"--epochs 3 --batch-size 256 --kl-weight 3 --device cpu --data {SAMPLE} --out".split()
+SMALL = f"--epochs 3 --batch-size 64 --kl-weight 0.01 --device cpu --data {SAMPLE} --out".split()
 N01 = Normal(torch.zeros(1), 1.0)
 
 
@@ -133,7 +133,7 @@ def test_training_step_by_step(V, monkeypatch, epochs, batch_size):
     monkeypatch.setattr(V, "augment", lambda x, progress: x)
     for name, value in {"EPOCH_SIZE": 30, "CLIP": 0.125, "KL_START": 4}.items():
         monkeypatch.setattr(V, name, value)
-    options = f"--batch-size {batch_size} --epochs {epochs} --lr 0.25".split()
+    options = f"--batch-size {batch_size} --epochs {epochs} --lr 0.25 --kl-weight 3".split()
     args = V.parse_args([*SMALL, ".", *options])
     images = torch.arange(40).byte().view(40, 1, 1, 1)
     for epoch in range(epochs):
@@ -167,7 +167,7 @@ def test_training_in_16_bits_follows_that_in_32(V, tmp_path, monkeypatch):
         monkeypatch.setattr(torch.ops.mkldnn, name, lambda answer=answer: answer)
         history = V.main([*SMALL, str(tmp_path), "--batch-size", "64"])["history"]
         losses.append([point["reconstruction_nats"] for point in history])
-    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)
     assert losses[0][1] < 0.8 * losses[0][0]
 
 
@@ -267,7 +267,7 @@ def contents(folder):
 
 def test_run_writes_everything(V, finished):
     metrics = json.loads((finished / "metrics.json").read_text())
-    parts = metrics["reconstruction_nats"] + metrics["kl_nats"]  # lambda is 3, but not here
+    parts = metrics["reconstruction_nats"] + metrics["kl_nats"]  # lambda is 0.01, not here
     assert metrics["negative_elbo_nats"] == pytest.approx(parts) and len(metrics["history"]) == 3
     assert ("bits_per_dim" if V is FACES else "iw_nll_nats") in metrics
     model, config = V.load_checkpoint(finished / "model.pt")
