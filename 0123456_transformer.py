@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1500")  # idle threads soon leave the cores to others
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads soon leave the cores to others
 os.environ["MPLBACKEND"] = "agg"  # pictures are files; a notebook's own backend would fail here
 
 import numpy as np
@@ -55,12 +55,12 @@ def parse_args(argv=None):
     add("--submission", type=Path, default=Path("submission.csv"), help="file for Kaggle")
     add("--tokenizer", choices=TOKENIZERS, default="wordpunct", help="NLTK tokenizer")
     add("--min-count", type=int, default=2, help="times a word must occur to be known")
-    add("--word-dropout", type=float, default=0.5, help="share of words dropped in training")
+    add("--word-dropout", type=float, default=0.6, help="share of words dropped in training")
     add("--max-len", type=int, default=128, help="tokens kept of a text")
     add("--embeddings", default="auto", help="auto (data/glove.6B.100d.npz), none or a vector FILE")
     add("--d-model", type=int, default=128, help="width of the encoder")
     add("--nhead", type=int, default=4, help="attention heads")
-    add("--d-hid", type=int, default=256, help="width in the feed-forward block")
+    add("--d-hid", type=int, default=192, help="width in the feed-forward block")
     add("--nlayers", type=int, default=1, help="encoder layers")
     add("--dropout", type=float, default=0.0, help="on each residual branch")
     add("--folds", type=int, default=5, help="parts of the rows, held out in turn")

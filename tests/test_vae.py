@@ -173,7 +173,7 @@ def test_training_in_16_bits_follows_that_in_32(V, tmp_path, monkeypatch):
 
 def test_iw_nll_is_the_integral(monkeypatch):
     """One latent dimension: the importance-weighted bound against p(x) integrated on a grid."""
-    monkeypatch.setattr(DIGITS, "MAPS", [(64, 7, [])])
+    monkeypatch.setattr(DIGITS, "MAPS", [(64, 4, [])])
     model = seeded(DIGITS.VAE, 1).eval().requires_grad_(False)
     model.groups[0].posterior_net[-2].bias.copy_(torch.tensor([0.7, 0.5]))  # away from the prior
     images = 255 * torch.randint(0, 2, (2, 1, 28, 28)).byte()
