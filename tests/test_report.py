@@ -49,7 +49,7 @@ def test_readme_quotes_the_results():
     for weight in (0, 1, 100):
         run = results[f"vae_mnist_kl{weight}"]
         nats = [f"{name}_nats" for name in ("negative_elbo", "reconstruction", "kl", "iw_nll")]
-        row = [f"λ = {weight}", *(f"{run[name]:.2f}" for name in nats), str(run["active_units"])]
+        row = [f"λ = {weight}", *(f"{run[name]:,.2f}" for name in nats), str(run["active_units"])]
         assert f"| {' | '.join(row)} | {run['legible_prior']:.1%} |" in README
         run = results[f"vae_anime_kl{weight}"]
         row = [f"λ = {weight}", f"{run['bits_per_dim']:.3f}", f"{run['psnr_db']:.2f}"]

@@ -80,7 +80,7 @@ def test_interface(V, model, x):
     assert decoded.shape == x.shape and mean.shape == logvar.shape == (5, 20 + below)
     assert V is DIGITS or 0 <= model.decode(9 * z).min() < model.decode(9 * z).max() <= 1
     noise = (z - mean) / (logvar / 2).exp()
-    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.05
+    assert abs(noise.mean()) < 0.2 and abs(noise.std() - 1) < 0.1
     # The first group's posterior is of x alone, the others' of what was drawn above them, too.
     top = model.groups[0]
     first = math.prod(top.shape)
