@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads soon leave the cores to others
+    os.environ.setdefault("GOMP_SPINCOUNT", "1500")  # idle threads soon leave the cores to others
 os.environ["MPLBACKEND"] = "agg"  # pictures are files; a notebook's own backend would fail here
 
 import pandas as pd

@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads soon leave the cores to others
+    os.environ.setdefault("GOMP_SPINCOUNT", "1500")  # idle threads soon leave the cores to others
 os.environ["MPLBACKEND"] = "agg"  # pictures are files; a notebook's own backend would fail here
 
 import numpy as np
@@ -225,17 +225,17 @@ class Likelihood(nn.Module):
 
 def data_metrics(model, images, *_):
     """IW-NLL: an upper bound on -log p(x) in nats, mean of up to 500 images, by k = 500 importance
-    samples each (Burda et al. 2016, equation 8)."""
-    x = images[:500] / 255
+    samples each, four at once (Burda et al. 2016, equation 8)."""
+    x = (images[:500] / 255).repeat(4, 1, 1, 1)
     features = model.features(x)
-    log_weights = []
-    for _ in tqdm(range(500), "IW-NLL", disable=None):
+    log_weights = torch.empty(125, len(x))
+    for row in tqdm(log_weights, "IW-NLL", disable=None):
         decoded, z, mean, logvar = model.infer(features)
         log_p = model.likelihood(decoded).log_prob(x).sum((1, 2, 3))  # of x given z
         log_p += Normal(0, 1).log_prob(z).sum(1)  # of x and z
         log_q = Normal(mean, (logvar / 2).exp()).log_prob(z).sum(1)
-        log_weights.append(log_p - log_q)
-    bound = math.log(500) - torch.stack(log_weights).logsumexp(0)
+        row[:] = log_p - log_q
+    bound = math.log(500) - log_weights.view(500, -1).logsumexp(0)
     return {"iw_nll_nats": bound.mean().item()}
 
 
