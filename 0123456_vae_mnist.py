@@ -228,7 +228,7 @@ def data_metrics(model, images, *_):
     samples each, four at once (Burda et al. 2016, equation 8)."""
     x = (images[:500] / 255).repeat(4, 1, 1, 1)
     features = model.features(x)
-    log_weights = torch.empty(125, len(x))
+    log_weights = torch.empty(125, len(x))  # a list of small parts would keep freed memory
     for row in tqdm(log_weights, "IW-NLL", disable=None):
         decoded, z, mean, logvar = model.infer(features)
         log_p = model.likelihood(decoded).log_prob(x).sum((1, 2, 3))  # of x given z
